@@ -1,0 +1,63 @@
+"""Every normalization of a model: where it stands, and what it meets there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+NORMALIZATIONS = (_NormBase, nn.GroupNorm)
+"""What counts as a normalization over channels: batch and instance norms (torch's and ours, as
+both derive from `_NormBase`) and group norm. LayerNorm works on the last dimensions instead."""
+
+
+@dataclass(frozen=True)
+class Site:
+    name: str
+    module: nn.Module
+    num_features: int
+    input_dim: int
+    """Dimensions of its input, 2 for (N, C) to 5 for NCDHW."""
+
+
+def find(model: nn.Module, sample: Tensor) -> tuple[Site, ...]:
+    """The normalizations that `model(sample)` calls, in the order of their first call.
+
+    The model is left as it was: evaluation mode for the one call without gradients, then its
+    own modes again.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    met: dict[nn.Module, Site] = {}
+
+    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module not in met:
+            met[module] = Site(names[module], module, _features(module), args[0].dim())
+
+    handles = [m.register_forward_pre_hook(record) for m in names if isinstance(m, NORMALIZATIONS)]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    return tuple(met.values())
+
+
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands in the model, in every parent that holds it."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                setattr(parent, name, new)
+
+
+def _features(module: nn.Module) -> int:
+    features = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+    assert isinstance(features, int)
+    return features

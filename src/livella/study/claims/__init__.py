@@ -1,0 +1,24 @@
+"""The claims of the study, one a file; this tuple is the list of them."""
+
+from __future__ import annotations
+
+from livella.study.claim import Claim
+from livella.study.claims import (
+    alternatives,
+    batch_size,
+    convergence,
+    covariate_shift,
+    gradient_flow,
+    learning_rate,
+    regularization,
+)
+
+CLAIMS: tuple[Claim, ...] = (
+    convergence.CLAIM,
+    learning_rate.CLAIM,
+    covariate_shift.CLAIM,
+    gradient_flow.CLAIM,
+    regularization.CLAIM,
+    batch_size.CLAIM,
+    alternatives.CLAIM,
+)

@@ -1,0 +1,139 @@
+"""Higher learning rates: up to which rate a network still learns, with and without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from livella.study.claim import Claim, Done, Evidence, Scope
+from livella.study.claims import speed
+from livella.study.results import Axis, Estimate, Figure, Finding, Paper, Series, Table
+from livella.study.sweep import Contender, grid
+from livella.study.trial import Trial
+from livella.study.verdict import estimate, judge_ratio, paired
+
+MARGIN = 2.0
+USABLE = 0.9
+"""A rate is usable if the network ends within this share of the best accuracy seen at any."""
+
+
+def _contenders(scope: Scope) -> tuple[Contender, ...]:
+    return speed.contenders(scope)[:2]
+
+
+def _plan(scope: Scope, done: Done) -> Sequence[Trial]:
+    return [t for c in _contenders(scope) for t in grid(c.trial, c.rates, c.seeds)]
+
+
+def _final(contender: Contender, done: Done) -> dict[float, list[float]]:
+    """Final test accuracy by rate, then by seed; a trial that failed counts as 0."""
+    return {
+        rate: [o.test[-1] if o.test else 0.0 for o in contender.at(rate, done)]
+        for rate in contender.rates
+    }
+
+
+def usable_rates(final: dict[float, list[float]], floor: float) -> list[list[float]]:
+    """By seed, the rates at which the network ends at or above the floor."""
+    seeds = len(next(iter(final.values())))
+    return [[rate for rate, values in final.items() if values[k] >= floor] for k in range(seeds)]
+
+
+def _highest(usable: list[list[float]]) -> list[float | None]:
+    return [max(rates, default=None) for rates in usable]
+
+
+def _assess(scope: Scope, done: Done) -> Evidence:
+    finals = {c.name: _final(c, done) for c in _contenders(scope)}
+    floor = USABLE * max(median(values) for final in finals.values() for values in final.values())
+    usable = {name: usable_rates(final, floor) for name, final in finals.items()}
+    highest = {name: _highest(rates) for name, rates in usable.items()}
+    top = max(scope.rates(speed.RATES))
+    ratios = paired(lambda batch, none: batch / none, highest["batch"], highest["none"])
+    effect = estimate(ratios, censored=top in highest["batch"])
+    finding = Finding(
+        question="Does a network with batch norm still learn at rates where it otherwise fails?",
+        verdict=judge_ratio(effect, MARGIN),
+        effect=effect,
+        effect_name="highest usable rate with / without batch norm",
+        unit="×",
+        rule=f"Confirmed where the whole interval of the ratio is above {MARGIN:g}, contradicted "
+        f"below 1/{MARGIN:g}, not seen between the two.",
+        summary="Usable rates: "
+        + ", ".join(f"{name} {_range(rates)}" for name, rates in usable.items())
+        + ".",
+    )
+    table = Table(
+        ("contender", "usable rates", "highest usable rate", "best rate", "its test error (%)"),
+        tuple(
+            (
+                c.name,
+                (
+                    _range(usable[c.name]),
+                    estimate([h for h in highest[c.name] if h is not None], top in highest[c.name]),
+                    f"{c.best_rate(done):g}",
+                    c.chosen(done).error,
+                ),
+            )
+            for c in _contenders(scope)
+        ),
+    )
+    return Evidence((finding,), table, (_figure(finals, finding.summary),))
+
+
+def _range(usable: list[list[float]]) -> str:
+    """The rates usable for the median seed: those usable for at least half of the seeds."""
+    rates = sorted({rate for of_seed in usable for rate in of_seed})
+    often = [r for r in rates if 2 * sum(r in of_seed for of_seed in usable) >= len(usable)]
+    return f"{often[0]:g} to {often[-1]:g}" if often else "none of the grid"
+
+
+def _figure(finals: dict[str, dict[float, list[float]]], text: str) -> Figure:
+    series = []
+    for name, final in finals.items():
+        points: list[Estimate | None] = [estimate([100 * v for v in vs]) for vs in final.values()]
+        series.append(
+            Series(
+                name,
+                x=tuple(final),
+                y=tuple(p.median if p else None for p in points),
+                low=tuple(p.low if p else None for p in points),
+                high=tuple(p.high if p else None for p in points),
+            )
+        )
+    return Figure(
+        title="Accuracy at the end of the budget, by learning rate",
+        kind="line",
+        x=Axis("learning rate", log=True),
+        y=Axis("test accuracy", "%"),
+        series=tuple(series),
+        text=f"Final test accuracy against the learning rate. {text}",
+    )
+
+
+CLAIM = Claim(
+    name="learning_rate",
+    title="Higher learning rates",
+    question="Does batch norm allow higher learning rates without divergence?",
+    papers=(
+        Paper(
+            "With batch norm the rate can be raised 5 and 30 times (to 0.0075 and 0.045) and "
+            "training speeds up; raised 5 times, the original Inception reaches machine infinity.",
+            "Ioffe & Szegedy 2015, Batch Normalization, section 4.2.2",
+        ),
+        Paper(
+            "At equally small rates a network with batch norm does about as well as one without; "
+            "the gain comes from the larger rates that it bears.",
+            "Bjorck et al. 2018, Understanding Batch Normalization",
+        ),
+    ),
+    plan=_plan,
+    assess=_assess,
+    method=lambda scope: (
+        speed.describe(scope)
+        + f"Every rate is tried on every seed. Usable is a rate at which the network ends at {USABLE:g} "
+        "times the best median test accuracy of all, or above."
+    ),
+    against="The grid is coarse, about three rates a decade or two, so the ratio is known to a "
+    "factor of three. A warm-up or clipped gradients would let the plain network bear more.",
+)

@@ -1,0 +1,171 @@
+"""The networks of the study: small ones of its own, and the user's with its kind swapped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from livella.model import sites
+from livella.nn import make_norm
+from livella.study import sources
+from livella.study.errors import StudyError
+
+OWN = ("mlp", "cnn")
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a trial trains: `kind` is "mlp", "cnn", or the user's `module:function`."""
+
+    kind: str = "mlp"
+    norm: str = "none"
+    depth: int = 3
+    width: int = 100
+    activation: str = "relu"
+    init: str = "he"
+    """"he", or "normal:0.1" for a normal distribution of that standard deviation."""
+    dropout: float = 0.0
+    noise: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network and, in the order of the calls, the modules whose output feeds a nonlinearity."""
+
+    model: nn.Module
+    sites: tuple[nn.Module, ...]
+
+
+def build(network: Network, shape: tuple[int, ...], classes: int) -> Built:
+    """Build the network for examples of `shape`, with weights from torch's current seed."""
+    if network.kind not in OWN:
+        model, found = users_model(network.kind, shape, classes)
+        return Built(model, tuple(_swap(model, site, network) for site in found))
+    built = (
+        _mlp(network, shape, classes) if network.kind == "mlp" else _cnn(network, shape, classes)
+    )
+    for module in built.model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            _initialize(module, network.init)
+    return built
+
+
+def _mlp(network: Network, shape: tuple[int, ...], classes: int) -> Built:
+    layers: list[nn.Module] = [nn.Flatten()]
+    sites = []
+    width = math.prod(shape)
+    for _ in range(network.depth):
+        sites.append(_site(network, network.width, ndim=1))
+        layers += [nn.Linear(width, network.width), sites[-1], _ACTIVATIONS[network.activation]()]
+        if network.dropout:
+            layers.append(nn.Dropout(network.dropout))
+        width = network.width
+    return Built(nn.Sequential(*layers, nn.Linear(width, classes)), tuple(sites))
+
+
+def _cnn(network: Network, shape: tuple[int, ...], classes: int) -> Built:
+    """3×3 convolutions, the second at stride 2 and from there twice as wide; global average."""
+    layers: list[nn.Module] = []
+    sites = []
+    channels = shape[0]
+    for k in range(network.depth):
+        width = network.width * (1 if k == 0 else 2)
+        sites.append(_site(network, width, ndim=2))
+        stride = 2 if k == 1 else 1
+        convolution = nn.Conv2d(channels, width, 3, stride=stride, padding=1)
+        layers += [convolution, sites[-1], _ACTIVATIONS[network.activation]()]
+        channels = width
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    return Built(nn.Sequential(*layers, *head), tuple(sites))
+
+
+def _site(network: Network, width: int, ndim: int) -> nn.Module:
+    norm = make_norm(network.norm, width, ndim)
+    return nn.Sequential(norm, ShiftNoise()) if network.noise else norm
+
+
+def _initialize(module: nn.Linear | nn.Conv2d, init: str) -> None:
+    if init == "he":
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    elif init.startswith("normal:"):
+        nn.init.normal_(module.weight, std=float(init.removeprefix("normal:")))
+    else:
+        raise StudyError(f"initialization {init!r}: expected 'he' or 'normal:STD'")
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def users_model(
+    spec: str, shape: tuple[int, ...], classes: int
+) -> tuple[nn.Module, tuple[sites.Site, ...]]:
+    """The user's network as its function gives it, and the normalizations it calls.
+
+    Raises:
+        StudyError: it is no network, fails on the data, gives no class scores, or has no
+            normalization that can be swapped.
+    """
+    model = sources.call(spec, "a torch.nn.Module")
+    if not isinstance(model, nn.Module):
+        raise StudyError(f"{spec} returned a {type(model).__name__}: expected a torch.nn.Module")
+    sample = torch.zeros(2, *shape)
+    try:
+        found = sites.find(model, sample)
+        with torch.no_grad():
+            scores = model.eval()(sample)
+    except Exception as error:
+        raise StudyError(
+            f"the model of {spec} failed on examples of shape {shape}: {sources.in_words(error)}"
+        ) from error
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[1] < classes:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise StudyError(
+            f"the model of {spec} gave {got} for 2 examples: expected (2, {classes}) scores"
+        )
+    if not found:
+        raise StudyError(
+            f"the model of {spec} has no normalization to swap: expected batch, instance or "
+            "group norm layers (torch's or Livella's)"
+        )
+    return model, found
+
+
+def _swap(model: nn.Module, site: sites.Site, network: Network) -> nn.Module:
+    own = site.module
+    is_batch = isinstance(own, nn.modules.batchnorm._BatchNorm)
+    if network.norm == "batch" and is_batch:
+        new = own  # as its author set it up
+    else:
+        new = make_norm(network.norm, site.num_features, max(1, site.input_dim - 2))
+    for name, value in own.named_parameters(recurse=False):
+        if isinstance(getattr(new, name, None), nn.Parameter):
+            getattr(new, name).data.copy_(value)
+    if network.noise:
+        new = nn.Sequential(new, ShiftNoise())
+    sites.replace(model, own, new)
+    return new
+
+
+class ShiftNoise(nn.Module):
+    r"""Noise that makes the distribution of every unit jump at every training step.
+
+    For unit j at each step, $\mu_j \sim U(-0.5, 0.5)$ and $\sigma_j \sim U(1, 1.25)$ are drawn
+    anew; example i then becomes $s_{ij} x_{ij} + m_{ij}$ with $m_{ij} \sim U(\mu_j \pm 0.1)$ and
+    $s_{ij} \sim N(\sigma_j, 0.1^2)$. In inference mode it is the identity.
+
+    After the experiment of Santurkar et al. 2018, "How Does Batch Normalization Help
+    Optimization?", section 2.1 and appendix A.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        unit = (1, x.shape[1]) + (1,) * (x.dim() - 2)
+        mean = torch.empty(unit).uniform_(-0.5, 0.5)
+        scale = torch.empty(unit).uniform_(1, 1.25)
+        offset = mean + torch.empty_like(x).uniform_(-0.1, 0.1)
+        return x * (scale + 0.1 * torch.randn_like(x)) + offset

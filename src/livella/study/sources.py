@@ -1,0 +1,107 @@
+"""Finding the user's functions: `module:function` or `file.py:function`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from livella.study.errors import StudyError
+
+Source = Callable[[], Any]
+
+
+@functools.lru_cache
+def load_function(spec: str, expected: str) -> Source:
+    """The function that `spec` names; `expected` says in words what it is to return.
+
+    Raises:
+        StudyError: the file, module or function is not there, or its module fails on import.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise StudyError(
+            f"{spec!r} names no function: expected module:function or file.py:function "
+            f"returning {expected}"
+        )
+    module = _load_module(place)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [n for n, f in inspect.getmembers(module, callable) if not n.startswith("_")]
+        raise StudyError(
+            f"no function {name!r} in {place}: it has {', '.join(known) or 'no functions'}"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def call(spec: str, expected: str) -> Any:
+    """Call the user's function; what it raises becomes a `StudyError` that names it."""
+    function = load_function(spec, expected)
+    try:
+        return function()
+    except Exception as error:
+        raise StudyError(f"{spec} raised {in_words(error)}") from error
+
+
+def _load_module(place: str) -> ModuleType:
+    try:
+        return _from_file(Path(place)) if place.endswith(".py") else _by_name(place)
+    except StudyError:
+        raise
+    except Exception as error:
+        raise StudyError(f"importing {place} raised {in_words(error)}") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise StudyError(f"no file {str(path)!r} (looked in {Path.cwd()})")
+    name = f"livella_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:  # --model and --data often name the same file
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise StudyError(f"{str(path)!r} cannot be imported as a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        _see_folder(path.resolve().parent)
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _by_name(name: str) -> ModuleType:
+    # What `python -m` would see: the folder one stands in comes first.
+    try:
+        _see_folder(Path.cwd())
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name + ".").startswith(error.name + "."):
+            raise
+        raise StudyError(f"no module {name!r}: is it installed, or in {Path.cwd()}?") from error
+
+
+def _see_folder(folder: Path) -> None:
+    """Let the user's file import its neighbours, now and whenever it does so later."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def digest(spec: str) -> str:
+    """A short digest of the file in which `spec`'s function stands, to notice that it changed."""
+    file = inspect.getsourcefile(inspect.unwrap(load_function(spec, "a value")))
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else ""
+
+
+def in_words(error: BaseException) -> str:
+    """An exception on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

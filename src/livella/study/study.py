@@ -1,0 +1,144 @@
+"""The study as a whole: from what the user asked to verdicts with their evidence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import joblib
+
+from livella.study import data as datasets
+from livella.study import models, provenance, runner, sources, store
+from livella.study.claim import Claim, Scope
+from livella.study.claims import CLAIMS
+from livella.study.errors import StudyError
+from livella.study.results import LeftOut, StudyResult
+from livella.study.store import Row
+from livella.study.trial import Trial
+from livella.study.verdict import FEWEST_SEEDS
+
+
+def study(
+    claims: Sequence[str] = (),
+    *,
+    data: str = "digits",
+    model: str | None = None,
+    seeds: int = 5,
+    jobs: int | None = None,
+    out: str | Path | None = None,
+    steps: int | None = None,
+    progress: bool = True,
+) -> StudyResult:
+    """Try claims of the literature on data and a network, and say what was found.
+
+    Args:
+        claims: names out of `livella.study.CLAIMS`; empty for all.
+        data: `digits`, `fashion-mnist`, `idx:DIR`, or `module:function` or `file.py:function`
+            returning (train, test) or (train, validation, test) loaders.
+        model: `module:function` or `file.py:function` returning a network with batch, instance
+            or group norm, in which the kind under test is swapped; None for small own networks.
+        seeds: independent repetitions of every training; below three no verdict is given.
+        jobs: processes to train in; None for the processors there are. Inside
+            `joblib.parallel_config` another backend (Dask, Ray) takes the trials.
+        out: the folder where finished trials are kept; a trial found there is not run again.
+            None keeps nothing.
+        steps: training steps of a trial, in place of each claim's own budget.
+        progress: whether to show a progress bar on a terminal.
+
+    Returns:
+        The verdicts with their evidence; `livella.report.write` makes the page of it.
+
+    Raises:
+        StudyError: something asked for is not there or not usable; nothing was written.
+    """
+    asked = _choose(claims)
+    _check_counts(seeds=seeds, jobs=jobs, steps=steps)
+    scope = _scope(data, model, seeds, steps)
+    left_out = [LeftOut(c.name, reason) for c in asked if (reason := c.left_out(scope))]
+    tried = [claim for claim in asked if not claim.left_out(scope)]
+    if not tried:
+        raise StudyError("; ".join(f"{c.name} cannot be tried: {c.reason}" for c in left_out))
+    with _rows(out) as (rows, save, notes):
+        start = time.perf_counter()
+        ran = runner.run(tried, scope, rows, save, jobs or joblib.cpu_count(), progress)
+        seconds = time.perf_counter() - start
+    outcomes = runner.outcomes(rows)
+    wanted = runner.wanted(tried, scope, outcomes)
+    _check_some_worked(wanted, rows)
+    took = {trial: row.seconds for trial, row in rows.items()}
+    return StudyResult(
+        data=datasets.load(data).describe(),
+        model=model or "small networks of the study's own",
+        seeds=seeds,
+        claims=tuple(claim.result(scope, outcomes, took) for claim in tried),
+        left_out=tuple(left_out),
+        notes=(*notes, *_caveats(seeds, wanted, rows)),
+        trials_run=ran,
+        trials_reused=len(wanted) - ran,
+        seconds=seconds if ran else 0.0,
+        provenance=provenance.of_run(),
+    )
+
+
+def _choose(names: Sequence[str]) -> list[Claim]:
+    known = {claim.name: claim for claim in CLAIMS}
+    for name in names:
+        if name not in known:
+            raise StudyError(f"unknown claim {name!r}: the claims are {', '.join(known)}")
+    return [claim for claim in CLAIMS if not names or claim.name in names]
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise StudyError(f"{name} is {count}: expected a whole number from 1")
+
+
+def _scope(data: str, model: str | None, seeds: int, steps: int | None) -> Scope:
+    """Load the data and build the user's network once, so that what is wrong shows at once."""
+    dataset = datasets.load(data)
+    dims = [len(dataset.shape) + 1]
+    if model is not None:
+        _, sites = models.users_model(model, dataset.shape, dataset.classes)
+        dims = [site.input_dim for site in sites]
+    return Scope(
+        data=data,
+        shape=dataset.shape,
+        model=model,
+        instance_possible=min(dims) > 2,
+        seeds=tuple(range(seeds)),
+        steps=steps,
+        version=" ".join(sources.digest(s) for s in (data, model) if s and _is_function(s)),
+    )
+
+
+def _is_function(spec: str) -> bool:
+    return ":" in spec and not spec.startswith("idx:")
+
+
+@contextmanager
+def _rows(
+    out: str | Path | None,
+) -> Iterator[tuple[dict[Trial, Row], Callable[[Row], None], list[str]]]:
+    """The finished trials, how to save one more, and what was odd about those on disk."""
+    if out is None:
+        yield {}, lambda _row: None, []
+        return
+    with store.opened(Path(out)) as kept:
+        yield kept.rows, kept.append, kept.notes
+
+
+def _check_some_worked(wanted: Sequence[Trial], rows: dict[Trial, Row]) -> None:
+    errors = [rows[trial].outcome.error for trial in wanted]
+    if all(errors):
+        raise StudyError(f"all {len(errors)} trials failed, the first with {errors[0]}")
+
+
+def _caveats(seeds: int, wanted: Sequence[Trial], rows: dict[Trial, Row]) -> Iterator[str]:
+    if seeds < FEWEST_SEEDS:
+        yield f"{seeds} seed(s) are too few for a verdict: all are inconclusive; use at least 3, better 5"
+    errors = [rows[trial].outcome.error for trial in wanted if rows[trial].outcome.error]
+    if errors:
+        yield f"{len(errors)} of {len(wanted)} trials failed, the first with {errors[0]}"

@@ -1,0 +1,205 @@
+"""One trial: a small network trained once from a seed, and what was seen on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from livella.study import data, models, probes
+from livella.study.data import Part
+from livella.study.models import Built, Network
+
+EVALUATION_EXAMPLES = 2000
+"""The points of a learning curve use at most so many examples; the last point uses all."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Everything that decides the outcome of one training; equal trials are the same trial.
+
+    Training is plain stochastic gradient descent with a constant rate on the cross-entropy.
+    """
+
+    data: str
+    network: Network
+    rate: float
+    seed: int
+    steps: int
+    batch: int = 60
+    norm_batch: int = 0
+    """Examples normalized together: each batch is split into micro-batches of this size whose
+    gradients add up to the batch's. 0 stands for the whole batch."""
+    momentum: float = 0.0
+    examples: int = 0
+    """Training examples used; 0 stands for all."""
+    evaluations: int = 20
+    """Points of the learning curve, evenly spaced in steps."""
+    probe: str = ""
+    """"shift" or "gradients": what is measured besides, at every point of the curve."""
+    version: str = ""
+    """A digest of the user's files, so that an edited file makes new trials."""
+
+    def key(self) -> str:
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Trial:
+        return cls(**{**values, "network": Network(**values["network"])})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial showed. Accuracies are shares of 1; a loss that was not finite is None."""
+
+    steps: tuple[int, ...] = ()
+    train_loss: tuple[float | None, ...] = ()
+    validation: tuple[float, ...] = ()
+    test: tuple[float, ...] = ()
+    diverged: bool = False
+    shift: tuple[tuple[float, ...], ...] = ()
+    """By point, then layer: how far the layer's input moved since the point before."""
+    gradients: tuple[tuple[float, ...], ...] = ()
+    """By point, then layer: the norm of the loss gradient at the layer's pre-activation."""
+    error: str = ""
+    """The exception that ended the trial, if one did; nothing else is then filled."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Outcome:
+        return cls(**{name: _frozen(value) for name, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def run(trial: Trial) -> Outcome:
+    """Train as the trial says and return what was seen.
+
+    The same trial gives the same outcome on the same machine: one thread, seeded throughout,
+    and the caller's random state and thread count are given back.
+    """
+    dataset = data.load(trial.data)
+    with _one_seeded_thread(trial.seed):
+        built = models.build(trial.network, dataset.shape, dataset.classes)
+        return _Training(trial, built, dataset).run()
+
+
+@contextlib.contextmanager
+def _one_seeded_thread(seed: int) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.set_num_threads(1)
+            torch.manual_seed(seed)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@dataclass
+class _Training:
+    trial: Trial
+    built: Built
+    dataset: data.Dataset
+    steps: list[int] = field(default_factory=list)
+    losses: list[float | None] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    test: list[float] = field(default_factory=list)
+    probed: list[tuple[float, ...]] = field(default_factory=list)
+
+    def run(self) -> Outcome:
+        trial = self.trial
+        optimizer = torch.optim.SGD(
+            self.built.model.parameters(), lr=trial.rate, momentum=trial.momentum
+        )
+        probe = probes.make(trial.probe, self.built, self.dataset.train)
+        batches = _batches(self._training_part(), trial.batch, trial.seed)
+        done = 0
+        for point in _points(trial):
+            losses = [self._step(optimizer, *next(batches)) for _ in range(point - done)]
+            done = point
+            loss = torch.stack(losses).mean().item() if losses else None
+            diverged = loss is not None and not math.isfinite(loss)
+            self._record(point, None if diverged else loss, last=diverged or point == trial.steps)
+            if diverged:
+                break
+            if probe is not None:
+                self.probed.append(probe())
+        return self._outcome(diverged)
+
+    def _training_part(self) -> Part:
+        """All training examples, or as many as the trial says, drawn by its seed."""
+        x, y = self.dataset.train
+        if not self.trial.examples:
+            return x, y
+        drawn = torch.randperm(len(x))[: self.trial.examples]
+        return x[drawn], y[drawn]
+
+    def _step(self, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+        self.built.model.train()
+        optimizer.zero_grad()
+        size = self.trial.norm_batch or len(x)
+        total = torch.zeros(())
+        for xs, ys in zip(x.split(size), y.split(size), strict=True):
+            loss = nn.functional.cross_entropy(self.built.model(xs), ys) * (len(xs) / len(x))
+            loss.backward()
+            total += loss.detach()
+        optimizer.step()
+        return total
+
+    def _record(self, step: int, loss: float | None, last: bool) -> None:
+        limit = None if last else EVALUATION_EXAMPLES
+        self.steps.append(step)
+        self.losses.append(loss)
+        self.validation.append(accuracy(self.built.model, self.dataset.validation, limit))
+        self.test.append(accuracy(self.built.model, self.dataset.test, limit))
+
+    def _outcome(self, diverged: bool) -> Outcome:
+        return Outcome(
+            steps=tuple(self.steps),
+            train_loss=tuple(self.losses),
+            validation=tuple(self.validation),
+            test=tuple(self.test),
+            diverged=diverged,
+            shift=tuple(self.probed) if self.trial.probe == "shift" else (),
+            gradients=tuple(self.probed) if self.trial.probe == "gradients" else (),
+        )
+
+
+def _points(trial: Trial) -> list[int]:
+    """The steps after which the curve is drawn: the start, the end, and evenly between."""
+    ends = (math.ceil(trial.steps * k / trial.evaluations) for k in range(trial.evaluations + 1))
+    return sorted(set(ends))
+
+
+def _batches(part: Part, size: int, seed: int) -> Iterator[Part]:
+    """Shuffled batches without end; the ragged rest of an epoch is left to the next shuffle."""
+    x, y = part
+    size = min(size, len(x))
+    order = torch.Generator().manual_seed(seed)
+    while True:
+        for picked in torch.randperm(len(x), generator=order).split(size):
+            if len(picked) == size:
+                yield x[picked], y[picked]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, part: Part, limit: int | None = None) -> float:
+    """The share of examples classified right, in inference mode."""
+    model.eval()
+    x, y = part[0][:limit], part[1][:limit]
+    right = sum(
+        torch.count_nonzero(model(xs).argmax(dim=1) == ys).item()
+        for xs, ys in zip(x.split(1000), y.split(1000), strict=True)
+    )
+    return right / len(x)

@@ -1,0 +1,74 @@
+"""From the numbers of several seeds to a median with its interval, and from that to a verdict."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from livella.study.results import Estimate, Verdict
+
+CONFIDENCE = 0.95
+DRAWS = 2000
+FEWEST_SEEDS = 3
+"""With fewer seeds no verdict but *inconclusive* is given."""
+
+
+def estimate(values: Sequence[float], censored: bool = False) -> Estimate | None:
+    """The median with its bootstrap percentile interval; None where there is no value.
+
+    Resamples the values 2,000 times with a fixed seed, so the same values give the same
+    interval. With n seeds the interval never leaves the seeds' own range, so it cannot cover
+    the true median more often than 1 − 2·0.5ⁿ: 94 % at 5 seeds, 75 % at 3.
+
+    Source: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife".
+    """
+    if not values:
+        return None
+    draw = random.Random(0)  # noqa: S311 - resampling, not a secret
+    medians = sorted(median(draw.choices(values, k=len(values))) for _ in range(DRAWS))
+    tail = round(DRAWS * (1 - CONFIDENCE) / 2)
+    return Estimate(median(values), medians[tail], medians[-1 - tail], len(values), censored)
+
+
+def paired(
+    effect: Callable[[float, float], float],
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+) -> list[float]:
+    """The effect seed by seed; a seed in which either has no number is left out."""
+    both = zip(first, second, strict=True)
+    return [effect(a, b) for a, b in both if a is not None and b is not None]
+
+
+def judge(effect: Estimate | None, margin: float) -> Verdict:
+    """The rule of every claim: where the interval of an effect lies against a margin around 0.
+
+    The effect is positive where it speaks for the claim; `margin` is the smallest that would
+    matter in practice.
+
+    - *confirmed*: the whole interval is above the margin;
+    - *contradicted*: the whole interval is below minus the margin;
+    - *not seen*: the whole interval is within the margin on both sides;
+    - *inconclusive*: it reaches across a margin, or there are fewer than three seeds.
+    """
+    if effect is None or effect.count < FEWEST_SEEDS:
+        return Verdict.INCONCLUSIVE
+    if effect.low > margin:
+        return Verdict.CONFIRMED
+    if effect.high < -margin:
+        return Verdict.CONTRADICTED
+    if effect.low >= -margin and effect.high <= margin:
+        return Verdict.NOT_SEEN
+    return Verdict.INCONCLUSIVE
+
+
+def judge_ratio(effect: Estimate | None, margin: float) -> Verdict:
+    """`judge` for a ratio, where 1 is no effect and `margin` a factor above 1."""
+    if effect is None:
+        return Verdict.INCONCLUSIVE
+    middle, low, high = (
+        math.log(max(value, 1e-300)) for value in (effect.median, effect.low, effect.high)
+    )
+    return judge(Estimate(middle, low, high, effect.count), math.log(margin))
