@@ -56,6 +56,9 @@ class Scope:
     def network_in_words(self, own: str) -> str:
         return own if self.model is None else f"{self.model}, SGD with momentum {USER_MOMENTUM}"
 
+    def rates_in_words(self, own: Sequence[float]) -> str:
+        return ", ".join(f"{rate:g}" for rate in self.rates(own))
+
 
 @dataclass(frozen=True)
 class Evidence:

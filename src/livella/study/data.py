@@ -45,7 +45,10 @@ class Dataset:
     def describe(self) -> str:
         sizes = " / ".join(f"{len(part[1]):,}" for part in (self.train, self.validation, self.test))
         shape = "×".join(map(str, self.shape))
-        return f"{self.name}: {sizes} examples (train / validation / test), {shape}, {self.classes} classes"
+        return (
+            f"{self.name}: {sizes} examples (train / validation / test) of {shape}, "
+            f"{self.classes} classes"
+        )
 
 
 @functools.lru_cache(maxsize=2)

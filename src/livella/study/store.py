@@ -80,7 +80,7 @@ class TrialStore:
             try:
                 row = Row.from_line(line)
                 if row.trial in self.rows:
-                    raise ValueError("the same trial stands above")  # noqa: TRY301
+                    raise ValueError("the same trial stands above")
                 self.rows[row.trial] = row
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 bad.append(line)

@@ -138,7 +138,7 @@ def _check_some_worked(wanted: Sequence[Trial], rows: dict[Trial, Row]) -> None:
 
 def _caveats(seeds: int, wanted: Sequence[Trial], rows: dict[Trial, Row]) -> Iterator[str]:
     if seeds < FEWEST_SEEDS:
-        yield f"{seeds} seed(s) are too few for a verdict: all are inconclusive; use at least 3, better 5"
+        yield f"{seeds} seed(s) are too few for a verdict; use at least 3, better 5"
     errors = [rows[trial].outcome.error for trial in wanted if rows[trial].outcome.error]
     if errors:
         yield f"{len(errors)} of {len(wanted)} trials failed, the first with {errors[0]}"

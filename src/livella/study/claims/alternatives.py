@@ -71,9 +71,9 @@ def _method(scope: Scope) -> str:
         else " Instance norm is left out: a layer here has one value a channel to normalize over."
     )
     return (
-        f"{scope.network_in_words(own)}, {scope.steps or STEPS} steps of {BATCH} examples; only the "
-        "kind of normalization is exchanged. Each runs at its best rate out of "
-        f"{', '.join(f'{r:g}' for r in scope.rates(RATES))} (validation, two seeds). Layer and RMS "
+        f"{scope.network_in_words(own)}, {scope.steps or STEPS} steps of {BATCH} examples; only "
+        "the kind of normalization is exchanged. Each runs at its best rate out of "
+        f"{scope.rates_in_words(RATES)} (validation, two seeds). Layer and RMS "
         f"norm take all channels and positions of an example together.{instance}"
     )
 

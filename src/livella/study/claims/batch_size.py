@@ -91,8 +91,8 @@ CLAIM = Claim(
     question="Do very small batches give batch norm poor statistics?",
     papers=(
         Paper(
-            "ResNet-50 on ImageNet, error at 32 / 16 / 8 / 4 / 2 images a worker: batch norm 23.6 / "
-            "23.7 / 24.8 / 27.3 / 34.7 %, group norm 24.1 / 24.2 / 24.0 / 24.2 / 24.1 %.",
+            "ResNet-50 on ImageNet, error at 32 / 16 / 8 / 4 / 2 images a worker: batch norm "
+            "23.6 / 23.7 / 24.8 / 27.3 / 34.7 %, group norm 24.1 / 24.2 / 24.0 / 24.2 / 24.1 %.",
             "Wu & He 2018, Group Normalization, section 4.1, table 2",
         ),
     ),
@@ -103,9 +103,9 @@ CLAIM = Claim(
         + f", {scope.steps or STEPS} steps of {BATCH} examples. Each batch is cut into "
         "micro-batches that are normalized on their own and whose gradients add up, so the "
         "optimizer's batch stays the same; running averages are used in inference. The rate is "
-        f"the best out of {', '.join(f'{r:g}' for r in scope.rates(RATES))} (validation, two seeds)."
+        f"the best out of {scope.rates_in_words(RATES)} (validation, two seeds)."
     ),
-    against="In a convolution every position of a map counts, so maps of some size hide the effect; "
-    "here each unit has one value an example. Independent examples are also the mildest case: "
-    "related ones in a batch do harm at larger sizes.",
+    against="In a convolution every position of a map counts, so maps of some size hide the "
+    "effect; here each unit has one value an example. Independent examples are also the mildest "
+    "case: related ones in a batch do harm at larger sizes.",
 )

@@ -207,14 +207,14 @@ CLAIM = Claim(
         f"Networks of {DEPTH} × 100 units, ReLU with He initialization and sigmoid with weights of "
         "standard deviation 0.1. The gradient of the loss with respect to each layer's "
         "pre-activation is measured on 256 training examples, before training and at 10 points of "
-        f"{scope.steps or STEPS} steps of plain SGD (batches of {BATCH}), each at its best rate out "
-        f"of {', '.join(f'{r:g}' for r in RATES)} (validation, two seeds)."
+        f"{scope.steps or STEPS} steps of plain SGD (batches of {BATCH}), each at its best rate "
+        f"out of {scope.rates_in_words(RATES)} (validation, two seeds)."
     ),
     against="Residual connections change both sides: with them gradients pass through plain deep "
     "networks too. The growth at initialization depends on the batch size (larger at small "
     "batches), and other nonlinearities have other factors.",
     left_out=lambda scope: (
-        "it compares gradients over 20 equal layers, and the layers of a given network are not alike"
+        "it compares gradients over 20 equal layers; those of a given network are not alike"
         if scope.model
         else ""
     ),

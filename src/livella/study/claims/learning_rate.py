@@ -21,7 +21,7 @@ def _contenders(scope: Scope) -> tuple[Contender, ...]:
     return speed.contenders(scope)[:2]
 
 
-def _plan(scope: Scope, done: Done) -> Sequence[Trial]:
+def _plan(scope: Scope, _done: Done) -> Sequence[Trial]:
     return [t for c in _contenders(scope) for t in grid(c.trial, c.rates, c.seeds)]
 
 
@@ -131,8 +131,8 @@ CLAIM = Claim(
     assess=_assess,
     method=lambda scope: (
         speed.describe(scope)
-        + f"Every rate is tried on every seed. Usable is a rate at which the network ends at {USABLE:g} "
-        "times the best median test accuracy of all, or above."
+        + "Every rate is tried on every seed. Usable is a rate at which the network ends at "
+        f"{USABLE:g} times the best median test accuracy of all, or above."
     ),
     against="The grid is coarse, about three rates a decade or two, so the ratio is known to a "
     "factor of three. A warm-up or clipped gradients would let the plain network bear more.",

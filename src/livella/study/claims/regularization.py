@@ -73,7 +73,8 @@ CLAIM = Claim(
         Paper(
             "Dropout 0.5 before batch norm in every bottleneck: CIFAR-100 accuracy falls from "
             "77.4 to 68.6 %, because the variance differs between training and inference.",
-            "Li et al. 2018, Understanding the Disharmony between Dropout and Batch Normalization",
+            "Li et al. 2018, Understanding the Disharmony between Dropout and Batch "
+            "Normalization by Variance Shift",
         ),
     ),
     plan=_plan,
@@ -81,7 +82,7 @@ CLAIM = Claim(
     method=lambda scope: (
         f"A network of 4 × 100 ReLU units with He initialization learns from {EXAMPLES} training "
         f"examples, drawn anew by each seed, in {scope.steps or STEPS} steps of plain SGD with "
-        f"batches of 30, at its best rate out of {', '.join(f'{r:g}' for r in RATES)} (validation, "
+        f"batches of 30, at its best rate out of {scope.rates_in_words(RATES)} (validation, "
         "two seeds). Dropout follows each activation."
     ),
     against="The noise of the batch statistics is what regularizes, so a larger batch weakens it. "

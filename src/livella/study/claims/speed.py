@@ -43,10 +43,10 @@ def describe(scope: Scope) -> str:
     network = scope.network_in_words(
         "A network of 3 × 100 sigmoid units, initial weights of standard deviation 0.1, plain SGD"
     )
-    rates = ", ".join(f"{rate:g}" for rate in scope.rates(RATES))
+
     return (
         f"{network}, batches of 60, {scope.steps or STEPS} steps at a constant learning rate out "
-        f"of {rates}. "
+        f"of {scope.rates_in_words(RATES)}. "
     )
 
 

@@ -1,0 +1,54 @@
+"""A study's report on disk: the page, and the record as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from livella.report.html import render
+from livella.study.results import StudyResult
+
+
+def write(result: StudyResult, directory: Path) -> Path:
+    """Write `report.json` and `report.html` into the directory, and return the page's path.
+
+    Each file is there whole or not at all, also where another reader looks on; an earlier one
+    stays as it was until then. In JSON, which knows no NaN or infinity, these are null.
+
+    Raises:
+        OSError: If the directory or a file cannot be written.
+    """
+    record = json.dumps(_strict(result.to_dict()), allow_nan=False, ensure_ascii=False, indent=2)
+    page = render(result)
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / "report.json", record + "\n")
+    _replace(directory / "report.html", page)
+    return directory / "report.html"
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _strict(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(each) for each in value]
+    return value
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the path, make it last, and only then put it in the path's place."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # Half of a surrogate pair, as in a file's undecodable name, has no UTF-8.
+        with beside.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
