@@ -34,10 +34,9 @@ def load_function(spec: str, expected: str) -> Source:
     module = _load_module(place)
     function = getattr(module, name, None)
     if not callable(function):
-        known = [n for n, f in inspect.getmembers(module, callable) if not n.startswith("_")]
-        raise StudyError(
-            f"no function {name!r} in {place}: it has {', '.join(known) or 'no functions'}"
-        )
+        functions = inspect.getmembers(module, inspect.isfunction)
+        own = [n for n, f in functions if f.__module__ == module.__name__]
+        raise StudyError(f"no function {name!r} in {place}: it has {', '.join(own) or 'none'}")
     return function  # type: ignore[no-any-return]
 
 

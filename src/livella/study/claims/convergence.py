@@ -69,8 +69,8 @@ CLAIM = Claim(
     method=lambda scope: (
         speed.describe(scope)
         + "Each contender runs at the rate with the highest mean validation accuracy over the "
-        "budget, chosen on two seeds. The target is 0.95 times the median best test accuracy of the "
-        "better contender; a seed that never gets there counts with the whole budget."
+        "budget, chosen on two seeds. The target is 0.95 times the median best test accuracy of "
+        "the better contender; a seed that never gets there counts with the whole budget."
     ),
     against="Both contenders learn equally fast once the initial weights are well scaled or the "
     "units do not saturate; a momentum or adaptive optimizer may also close the gap. Steps are "

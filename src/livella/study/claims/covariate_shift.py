@@ -109,9 +109,10 @@ def _raised(shifts: dict[str, list[float | None]]) -> bool:
 
 def explanation(share: Estimate | None, speed_up: Estimate | None, raised: bool) -> Verdict:
     """The rule of the counter-experiment, in numbers alone."""
-    if judge_ratio(speed_up, MARGIN) is not Verdict.CONFIRMED:
-        return Verdict.NOT_SEEN if speed_up is not None else Verdict.INCONCLUSIVE
-    if share is None or not raised:
+    faster = judge_ratio(speed_up, MARGIN)
+    if faster in (Verdict.NOT_SEEN, Verdict.CONTRADICTED):
+        return Verdict.NOT_SEEN
+    if faster is Verdict.INCONCLUSIVE or share is None or not raised:
         return Verdict.INCONCLUSIVE
     centred = Estimate(share.median - 0.5, share.low - 0.5, share.high - 0.5, share.count)
     verdict = judge(centred, SHARE_MARGIN)

@@ -1,0 +1,11 @@
+"""Normalization layers."""
+
+from livella.nn.batch import BatchNorm1d as BatchNorm1d
+from livella.nn.batch import BatchNorm2d as BatchNorm2d
+from livella.nn.batch import BatchNorm3d as BatchNorm3d
+from livella.nn.batch import BatchNormAct1d as BatchNormAct1d
+from livella.nn.batch import BatchNormAct2d as BatchNormAct2d
+from livella.nn.batch import BatchNormAct3d as BatchNormAct3d
+from livella.nn.factory import KINDS as KINDS
+from livella.nn.factory import make_norm as make_norm
+from livella.nn.rms import RMSNorm as RMSNorm

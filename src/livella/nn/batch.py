@@ -1,0 +1,194 @@
+"""Batch normalization layers: torch's own, with an activation, a residual and a mask.
+
+Each number of dimensions has two classes. `BatchNorm2d` is also a `torch.nn.BatchNorm2d`, and
+whatever treats torch's layers specially (synchronization, folding, freezing) does so with it.
+`BatchNormAct2d` has an activation fused in and is deliberately no `torch.nn.BatchNorm2d`: such
+tools replace a layer by a plain one, and would drop the activation without a word.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from livella import functional
+from livella.moments import accumulation_dtype
+
+
+class _Core(_NormBase):
+    """What all batch normalization layers here share: parameters, running averages, the call."""
+
+    input_dims: ClassVar[tuple[int, ...]]
+    activation: str | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+        bias: bool = True,
+    ) -> None:
+        functional.check_activation(activation)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.activation = activation
+        if not bias:  # dropped here, as older versions of torch do not take it
+            self.register_parameter("bias", None)
+
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002  torch's name
+        *,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Normalize `input`, add `residual`, apply the activation, all where `mask` is true.
+
+        See `livella.functional.batch_norm` for shapes, formula and errors. A batch that leaves the
+        running averages alone, having fewer than two valid elements, is not counted either.
+        """
+        self._check_input_dim(input)
+        tracking = self.training and self.track_running_stats
+        has_averages = self.running_mean is not None or self.running_var is not None
+        averages = (
+            (self.running_mean, self.running_var) if tracking or not self.training else (None, None)
+        )
+        output = functional.batch_norm(
+            input,
+            *averages,
+            self.weight,
+            self.bias,
+            self.training or not has_averages,
+            self._momentum(),
+            self.eps,
+            activation=self.activation,
+            residual=residual,
+            mask=mask,
+        )
+        if tracking and self.num_batches_tracked is not None:
+            counted = 1 if mask is None else functional.enough_to_update(input, mask)
+            self.num_batches_tracked.add_(counted)
+        return output
+
+    def extra_repr(self) -> str:
+        """Describe the layer as torch does, then the activation."""
+        described: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return (
+            described if self.activation is None else f"{described}, activation={self.activation}"
+        )
+
+    def _momentum(self) -> float | Tensor:
+        """Give the share of the coming batch; the cumulative average of n batches gives it 1/n."""
+        if self.momentum is not None:
+            return self.momentum
+        if not self.training or self.num_batches_tracked is None or self.running_mean is None:
+            return 0.0
+        dtype = accumulation_dtype(self.running_mean.dtype)
+        return (self.num_batches_tracked + 1).to(dtype).reciprocal()
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  torch's name
+        if input.dim() not in self.input_dims:
+            expected = " or ".join(f"{dims}D" for dims in self.input_dims)
+            raise ValueError(
+                f"{type(self).__name__}: expected {expected} input, got {input.dim()}D input of "
+                f"shape {tuple(input.shape)}; use the class for that number of dimensions, "
+                "or add or remove a dimension"
+            )
+
+
+class BatchNormAct1d(_Core):
+    """`BatchNorm1d` with an activation fused in; no instance of `torch.nn.BatchNorm1d`."""
+
+    input_dims = (2, 3)
+
+
+class BatchNormAct2d(_Core):
+    """`BatchNorm2d` with an activation fused in; no instance of `torch.nn.BatchNorm2d`."""
+
+    input_dims = (4,)
+
+
+class BatchNormAct3d(_Core):
+    """`BatchNorm3d` with an activation fused in; no instance of `torch.nn.BatchNorm3d`."""
+
+    input_dims = (5,)
+
+
+class _Plain(_Core):
+    """A layer without an activation; asked for one, the class hands over to its sibling."""
+
+    with_activation: ClassVar[type[_Core]]
+
+    def __new__(cls, *arguments: Any, activation: str | None = None, **options: Any) -> Any:
+        if activation is not None and "with_activation" in vars(cls):
+            return cls.with_activation(*arguments, activation=activation, **options)
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any, activation: str | None = None, **options: Any) -> None:
+        if activation is not None:
+            raise TypeError(
+                f"{type(self).__name__} cannot take activation={activation!r}: it is a torch batch "
+                "norm, which torch's tools may replace by one without an activation; "
+                f"derive it from livella.nn.{self.with_activation.__name__} instead"
+            )
+        super().__init__(*arguments, **options)
+
+
+class BatchNorm1d(_Plain, nn.BatchNorm1d):
+    """Batch normalization of (N, C) or (N, C, L), over all but C. See `BatchNorm2d`."""
+
+    input_dims = BatchNormAct1d.input_dims
+    with_activation = BatchNormAct1d
+
+
+class BatchNorm2d(_Plain, nn.BatchNorm2d):
+    """Batch normalization of (N, C, H, W), over all but C.
+
+    y = act((x − μ)/√(σ² + ε)·γ + β + residual), Ioffe & Szegedy 2015, Algorithm 1 and section 3.2.
+    Takes the place of `torch.nn.BatchNorm2d`: same results, same `state_dict` keys, and an instance
+    of it. In training μ and σ² are the mean and the biased variance of the batch; the running
+    averages store its mean and its unbiased variance, and are what evaluation uses.
+
+    Args:
+        num_features: C.
+        eps: ε, in the squared unit of the input. Default: 1e-5.
+        momentum: the share of each batch in the running averages; none averages all batches
+            equally. Default: 0.1.
+        affine: learn γ (from one) and β (from zero). Default: true.
+        track_running_stats: keep running averages; without them evaluation too uses the batch.
+            Default: true.
+        device: where parameters and averages live. Default: torch's.
+        dtype: their dtype, float32 or that of the input. Default: torch's.
+        activation: "relu", "relu6", "leaky_relu", "silu" or "hardswish". With one, the result is a
+            `BatchNormAct2d`, no `torch.nn.BatchNorm2d`, so that no tool can drop the activation in
+            silence. Default: none.
+        bias: learn β as well as γ. Default: true.
+
+    Raises:
+        TypeError: an activation given to a subclass; derive from `BatchNormAct2d` for that.
+        ValueError: an unknown activation.
+
+    Example:
+        >>> norm = BatchNorm2d(64, activation="relu")
+        >>> norm(torch.randn(8, 64, 7, 7), residual=torch.randn(8, 64, 7, 7)).shape
+        torch.Size([8, 64, 7, 7])
+
+    """
+
+    input_dims = BatchNormAct2d.input_dims
+    with_activation = BatchNormAct2d
+
+
+class BatchNorm3d(_Plain, nn.BatchNorm3d):
+    """Batch normalization of (N, C, D, H, W), over all but C. See `BatchNorm2d`."""
+
+    input_dims = BatchNormAct3d.input_dims
+    with_activation = BatchNormAct3d

@@ -1,0 +1,189 @@
+"""Batch normalization as its paper defines it, forward and backward, in plain torch.
+
+Ioffe & Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
+Covariate Shift", Algorithm 1 (forward) and section 3 (backward). With m values a channel
+(m = N·H·W for images, section 3.2):
+
+    x̂ = (x − μ)·σ⁻¹        σ⁻¹ = 1/√(σ² + ε)
+    z = γ·x̂ + β + r        r: a residual, if any
+    y = act(z)
+
+This is the definition, the oracle of faster implementations, and what runs where there is none.
+Letters follow the paper; `d` before a letter is the gradient of the loss with respect to it.
+Shapes: x, r, z, y (N, C, …); γ, β, μ, σ² (C,); mask (N, …) or broadcastable to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the usual name
+from torch import Tensor
+
+from livella.moments import (
+    accumulation_dtype,
+    across,
+    at_least,
+    count_elements,
+    only,
+    spread,
+)
+
+
+class Activation(NamedTuple):
+    """A function of one number, and its derivative, itself made of differentiable operations.
+
+    At a kink the derivative is the one PyTorch takes.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+
+
+LEAKY_SLOPE = 0.01
+
+
+def _leaky_relu_derivative(z: Tensor) -> Tensor:
+    return torch.where(z > 0, torch.ones_like(z), LEAKY_SLOPE)
+
+
+def _silu_derivative(z: Tensor) -> Tensor:
+    sigmoid = z.sigmoid()
+    return sigmoid * (1 + z * (1 - sigmoid))
+
+
+def _hardswish_derivative(z: Tensor) -> Tensor:
+    inside = torch.where(z > -3, z / 3 + 0.5, 0)
+    return torch.where(z < 3, inside, 1)
+
+
+ACTIVATIONS = {
+    "relu": Activation(F.relu, lambda z: (z > 0).to(z.dtype)),
+    "relu6": Activation(F.relu6, lambda z: ((z > 0) & (z < 6)).to(z.dtype)),
+    "leaky_relu": Activation(lambda z: F.leaky_relu(z, LEAKY_SLOPE), _leaky_relu_derivative),
+    "silu": Activation(F.silu, _silu_derivative),
+    "hardswish": Activation(F.hardswish, _hardswish_derivative),
+}
+
+
+def forward(
+    x: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    """Normalize `x` by the given moments: Algorithm 1, its last two lines.
+
+    Args:
+        x: (N, C, …), any floating dtype; computed in that of `inverse`.
+        mean: μ, (C,).
+        inverse: σ⁻¹, (C,), as `inverse_deviation` gives it.
+        weight: γ, (C,); none means one.
+        bias: β, (C,); none means zero.
+        residual: r, the shape of x; none means zero.
+        mask: true where valid; elsewhere y is zero, whatever x and r hold.
+        activation: a key of `ACTIVATIONS`, or none.
+
+    Returns:
+        y, in the dtype of x.
+
+    """
+    z = _affine(_normalize(x, mean, inverse), weight, bias, residual)
+    y = z if activation is None else ACTIVATIONS[activation].forward(z)
+    if mask is not None:
+        y = only(spread(mask, x.shape), y)
+    return y.to(x.dtype)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    activation: str | None,
+    *,
+    from_batch: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Take the gradient back through `forward`: the chain rule of section 3, summed up.
+
+        dz = dy·act′(z)     dr = dz     dβ = Σ dz     dγ = Σ dz·x̂
+        dx = γσ⁻¹·(dz − dβ/m − x̂·dγ/m)     if μ and σ² are those of the batch
+        dx = γσ⁻¹·dz                        if they are given numbers
+
+    It is made of differentiable operations. To differentiate it again, pass moments that are
+    themselves functions of x.
+
+    Args:
+        dy: the gradient of the loss with respect to y.
+        x: as in `forward`, as are all that follow up to `activation`.
+        mean: μ.
+        inverse: σ⁻¹.
+        weight: γ.
+        bias: β; only an activation needs it.
+        residual: r; only an activation needs it.
+        mask: true where valid; elsewhere all gradients are zero.
+        activation: a key of `ACTIVATIONS`, or none.
+        from_batch: whether μ and σ² are the moments of this x.
+
+    Returns:
+        dx, dγ, dβ and dr, dx in the dtype of x and the others in that of the computation.
+
+    """
+    dtype, dims = x.dtype, [d for d in range(x.dim()) if d != 1]
+    valid = None if mask is None else spread(mask, x.shape)
+    if residual is not None:
+        residual = only(valid, residual)
+    normalized = _normalize(only(valid, x), mean, inverse)
+
+    dz = only(valid, dy).to(inverse.dtype)
+    if activation is not None:
+        z = _affine(normalized, weight, bias, residual)
+        dz = dz * ACTIVATIONS[activation].derivative(z)
+    dbias = dz.sum(dims)
+    dweight = (dz * normalized).sum(dims)
+
+    dx = dz
+    if from_batch:
+        m = at_least(1, count_elements(x.shape, mask=mask))
+        dx = dz - across(dbias / m, x.dim())
+        dx = torch.addcmul(dx, normalized, across(dweight / m, x.dim()), value=-1)
+    scale = inverse if weight is None else inverse * weight.to(inverse.dtype)
+    return only(valid, dx * across(scale, x.dim())).to(dtype), dweight, dbias, dz
+
+
+def inverse_deviation(variance: Tensor, eps: float) -> Tensor:
+    """Give σ⁻¹ = 1/√(σ² + ε), in float32 or float64."""
+    return torch.rsqrt(variance.to(accumulation_dtype(variance.dtype)) + eps)
+
+
+def _normalize(x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+    """Give x̂ = (x − μ)·σ⁻¹.
+
+    The mean is taken off first: folded into the bias, a large one would drown the deviations.
+    """
+    centred = x.to(inverse.dtype) - across(mean.to(inverse.dtype), x.dim())
+    return centred * across(inverse, x.dim())
+
+
+def _affine(
+    normalized: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
+) -> Tensor:
+    """Give z = γ·x̂ + β + r."""
+    z, ndim, dtype = normalized, normalized.dim(), normalized.dtype
+    if weight is not None and bias is not None:  # the usual case, in one operation
+        z = torch.addcmul(across(bias.to(dtype), ndim), z, across(weight.to(dtype), ndim))
+    elif weight is not None:
+        z = z * across(weight.to(dtype), ndim)
+    elif bias is not None:
+        z = z + across(bias.to(dtype), ndim)
+    return z if residual is None else z + residual.to(dtype)
