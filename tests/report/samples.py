@@ -46,6 +46,7 @@ def study_result() -> StudyResult:
         ),
         trials_run=268,
         trials_reused=144,
+        computed=3980.0,
         seconds=97.4,
         provenance={
             "livella": "0.1.0",

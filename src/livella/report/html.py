@@ -78,7 +78,7 @@ def render(result: StudyResult) -> str:
             claims=claims,
             tally=_tally(result),
             drawings={plot.id: _drawing(plot.figure, styles) for plot in plots},
-            computing=sum(claim.seconds for claim in result.claims),
+            computing=result.computed,
             themes={"light": LIGHT, "dark": DARK},
             css=Markup(_read("style.css")),  # noqa: S704
             plotly=plotly,

@@ -113,7 +113,7 @@ def _rest(result: StudyResult) -> Iterator[RenderableType]:
     if result.notes:
         yield _heading("Notes")
         yield _facts(*(("•", _text(note)) for note in result.notes))
-    computing = wording.duration(sum(claim.seconds for claim in result.claims))
+    computing = wording.duration(result.computed)
     yield _heading("The run")
     yield _facts(
         ("trials", _text(f"{result.trials_run:,} run, {result.trials_reused:,} reused")),

@@ -142,6 +142,8 @@ class StudyResult:
     trials_reused: int = 0
     seconds: float = 0.0
     """Wall-clock time of the trials run this time."""
+    computed: float = 0.0
+    """Computing time of all trials behind the study, each once, summed over processes."""
     provenance: dict[str, str] = field(default_factory=dict)
     """Versions, commit, processor, threads, date."""
 

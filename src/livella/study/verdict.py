@@ -13,6 +13,8 @@ CONFIDENCE = 0.95
 DRAWS = 2000
 FEWEST_SEEDS = 3
 """With fewer seeds no verdict but *inconclusive* is given."""
+RELIABLE_SEEDS = 5
+"""With fewer seeds the interval is much too narrow for its name; see `estimate`."""
 
 
 def estimate(values: Sequence[float], censored: bool = False) -> Estimate | None:

@@ -15,7 +15,7 @@ from livella.study.trial import Trial
 RATES = (0.03, 0.1, 0.3)
 BATCH = 32
 SIZES = (32, 16, 8, 4, 2)
-STEPS = 250
+STEPS = 200
 MARGIN = 1.0
 
 

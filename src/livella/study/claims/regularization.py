@@ -13,7 +13,7 @@ from livella.study.trial import Trial
 
 RATES = (0.03, 0.1, 0.3, 1.0)
 EXAMPLES = 300
-STEPS = 500
+STEPS = 400
 MARGIN = 0.5
 
 

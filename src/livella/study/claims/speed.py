@@ -16,8 +16,8 @@ from livella.study.results import Estimate
 from livella.study.sweep import Chosen, Contender, steps_to
 from livella.study.verdict import estimate, paired
 
-RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-STEPS = 1000
+RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+STEPS = 1200
 NEAR = 0.95
 """The target accuracy as a share of what the best contender reaches."""
 
@@ -35,7 +35,7 @@ def _contender(scope: Scope, name: str, kind: Network) -> Contender:
     network = Network(
         norm=kind.norm, noise=kind.noise, depth=3, activation="sigmoid", init="normal:0.1"
     )
-    trial = scope.trial(network, STEPS, evaluations=50, probe="shift")
+    trial = scope.trial(network, STEPS, evaluations=60, probe="shift")
     return Contender(name, trial, scope.rates(RATES), scope.seeds, for_speed=True)
 
 
