@@ -139,7 +139,13 @@ def _read_idx(folder: Path, name: str) -> Tensor:
 
 
 def _from_loaders(spec: str) -> Dataset:
-    loaders = sources.call(spec, LOADERS)
+    # Seeded, so that loaders that shuffle give every process the same order and split.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _read_loaders(spec, sources.call(spec, LOADERS))
+
+
+def _read_loaders(spec: str, loaders: Any) -> Dataset:
     if (
         isinstance(loaders, Mapping)
         or not isinstance(loaders, Sequence)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from livella.study.models import Built
 PROBE_EXAMPLES = 256
 
 Probe = Callable[[], tuple[float, ...]]
+T = TypeVar("T")
 
 
 def make(kind: str, built: Built, part: Part) -> Probe | None:
@@ -32,9 +34,9 @@ def _shift(built: Built, part: Part) -> Probe:
     before: list[Moments] = []
 
     def probe() -> tuple[float, ...]:
-        with torch.no_grad(), _untouched(built.model), _outputs(built) as outputs:
+        # Measured as they come out: an activation in place would overwrite them.
+        with torch.no_grad(), _untouched(built.model), _outputs(built, Moments.of) as now:
             built.model(part[0])
-        now = [Moments.of(out) for out in outputs]
         moved = tuple(distance(a, b) for a, b in zip(before, now, strict=True)) if before else ()
         before[:] = now
         return moved
@@ -56,7 +58,7 @@ def distance(before: Moments, now: Moments) -> float:
 
 def _gradients(built: Built, part: Part) -> Probe:
     def probe() -> tuple[float, ...]:
-        with _untouched(built.model), _outputs(built) as outputs:
+        with _untouched(built.model), _outputs(built, lambda out: out) as outputs:
             loss = nn.functional.cross_entropy(built.model(part[0]), part[1])
             grads = torch.autograd.grad(loss, outputs)
         return tuple(float(grad.norm()) for grad in grads)
@@ -65,11 +67,11 @@ def _gradients(built: Built, part: Part) -> Probe:
 
 
 @contextlib.contextmanager
-def _outputs(built: Built) -> Iterator[list[Tensor]]:
-    """Collect what the sites give out while the context lasts, in the order of the calls."""
-    outputs: list[Tensor] = []
+def _outputs(built: Built, look: Callable[[Tensor], T]) -> Iterator[list[T]]:
+    """Collect looks at what the sites give out while the context lasts, in order of the calls."""
+    outputs: list[T] = []
     handles = [
-        site.register_forward_hook(lambda _module, _args, out: outputs.append(out))
+        site.register_forward_hook(lambda _module, _args, out: outputs.append(look(out)))
         for site in built.sites
     ]
     try:

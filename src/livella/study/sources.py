@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from livella.study.errors import StudyError
 
 Source = Callable[[], Any]
@@ -51,7 +53,9 @@ def call(spec: str, expected: str) -> Any:
 
 def _load_module(place: str) -> ModuleType:
     try:
-        return _from_file(Path(place)) if place.endswith(".py") else _by_name(place)
+        # What the user's file draws or seeds on import must not reach the first trial alone.
+        with torch.random.fork_rng(devices=[]):
+            return _from_file(Path(place)) if place.endswith(".py") else _by_name(place)
     except StudyError:
         raise
     except Exception as error:

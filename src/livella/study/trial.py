@@ -129,12 +129,15 @@ class _Training:
             losses = [self._step(optimizer, *next(batches)) for _ in range(point - done)]
             done = point
             loss = torch.stack(losses).mean().item() if losses else None
-            diverged = loss is not None and not math.isfinite(loss)
-            self._record(point, None if diverged else loss, last=diverged or point == trial.steps)
+            seen = probe() if probe is not None else ()
+            # The step after the last finite loss may already have carried the weights away.
+            diverged = not all(map(math.isfinite, (loss or 0.0, *seen)))
+            finite = loss if loss is not None and math.isfinite(loss) else None
+            self._record(point, finite, last=diverged or point == trial.steps)
             if diverged:
                 break
             if probe is not None:
-                self.probed.append(probe())
+                self.probed.append(seen)
         return self._outcome(diverged)
 
     def _training_part(self) -> Part:

@@ -28,6 +28,7 @@ def estimate(values: Sequence[float], censored: bool = False) -> Estimate | None
     """
     if not values:
         return None
+    values = sorted(values)  # so that their order has no say in what is drawn
     draw = random.Random(0)  # noqa: S311 - resampling, not a secret
     medians = sorted(median(draw.choices(values, k=len(values))) for _ in range(DRAWS))
     tail = round(DRAWS * (1 - CONFIDENCE) / 2)
