@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 NORMALIZATIONS = (_NormBase, nn.GroupNorm)
 """What counts as a normalization over channels: batch and instance norms (torch's and ours, as
 both derive from `_NormBase`) and group norm. LayerNorm works on the last dimensions instead."""
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[_NormBase]:
+    """Whether it is a batch norm, torch's or ours, with an activation fused in or not."""
+    return isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm)
 
 
 @dataclass(frozen=True)

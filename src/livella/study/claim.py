@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,13 +40,13 @@ class Scope:
     def trial(self, network: Network, steps: int, **settings: object) -> Trial:
         """A claim's trial in this scope; its rate and seed are still to be set.
 
-        The user's network keeps only the kind of normalization (and noise) of the claim's, and
-        is trained with momentum 0.9.
+        The user's network takes from the claim's only what concerns its normalization, and is
+        trained with momentum 0.9.
         """
         trial = Trial(self.data, network, 0.0, 0, steps, version=self.version)
         trial = dataclasses.replace(trial, **settings)  # type: ignore[arg-type]
         if self.model is not None:
-            users = Network(self.model, norm=network.norm, noise=network.noise)
+            users = Network(self.model, network.norm, network.norm_batch, noise=network.noise)
             trial = dataclasses.replace(trial, network=users, momentum=USER_MOMENTUM)
         return dataclasses.replace(trial, steps=self.steps) if self.steps and steps else trial
 
@@ -102,5 +103,5 @@ class Claim:
             method=self.method(scope),
             against=self.against,
             trials=len(trials),
-            seconds=sum(seconds.get(trial, 0.0) for trial in trials),
+            seconds=math.fsum(seconds.get(trial, 0.0) for trial in trials),
         )

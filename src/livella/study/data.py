@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ def _read_idx(folder: Path, name: str) -> Tensor:
         raise StudyError(f"no file {name} or {name}.gz in {str(folder)!r}")
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise StudyError(f"{path} cannot be read: {error}") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise StudyError(f"{path} is not an IDX file of unsigned bytes")

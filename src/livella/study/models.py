@@ -12,10 +12,18 @@ from livella.model import sites
 from livella.nn import make_norm
 from livella.study import sources
 from livella.study.errors import StudyError
+from livella.study.microbatch import MicroBatches
 
 OWN = ("mlp", "cnn")
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "relu6": nn.ReLU6,
+    "leaky_relu": nn.LeakyReLU,
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class Network:
 
     kind: str = "mlp"
     norm: str = "none"
+    norm_batch: int = 0
+    """Examples that a batch norm takes together in training; 0 stands for the whole batch."""
     depth: int = 3
     width: int = 100
     activation: str = "relu"
@@ -85,7 +95,13 @@ def _cnn(network: Network, shape: tuple[int, ...], classes: int) -> Built:
 
 
 def _site(network: Network, width: int, ndim: int) -> nn.Module:
-    norm = make_norm(network.norm, width, ndim)
+    return _as_asked(make_norm(network.norm, width, ndim), network)
+
+
+def _as_asked(norm: nn.Module, network: Network) -> nn.Module:
+    """The normalization as the network wants it: over part of the batch, or with noise after."""
+    if network.norm_batch and sites.is_batch_norm(norm):
+        norm = MicroBatches(norm, network.norm_batch)
     return nn.Sequential(norm, ShiftNoise()) if network.noise else norm
 
 
@@ -135,17 +151,21 @@ def users_model(
 
 
 def _swap(model: nn.Module, site: sites.Site, network: Network) -> nn.Module:
+    """Put the kind under test in the place of a normalization; returns what feeds on from there.
+
+    A batch norm of the user's stays as its author set it up where batch norm is the kind; any
+    other kind takes over what it can of γ and β, and an activation that was fused in.
+    """
     own = site.module
-    is_batch = isinstance(own, nn.modules.batchnorm._BatchNorm)
-    if network.norm == "batch" and is_batch:
-        new = own  # as its author set it up
-    else:
+    new: nn.Module = own
+    if network.norm != "batch" or not sites.is_batch_norm(own):
         new = make_norm(network.norm, site.num_features, max(1, site.input_dim - 2))
-    for name, value in own.named_parameters(recurse=False):
-        if isinstance(getattr(new, name, None), nn.Parameter):
-            getattr(new, name).data.copy_(value)
-    if network.noise:
-        new = nn.Sequential(new, ShiftNoise())
+        for name, value in own.named_parameters(recurse=False):
+            if isinstance(getattr(new, name, None), nn.Parameter):
+                getattr(new, name).data.copy_(value)
+        if activation := getattr(own, "activation", None):
+            new = nn.Sequential(new, _ACTIVATIONS[activation]())
+    new = _as_asked(new, network)
     sites.replace(model, own, new)
     return new
 

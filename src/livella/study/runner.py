@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import joblib
 from rich.console import Console
@@ -56,12 +56,13 @@ def run(
     with _bar(progress) as bar:
         task = bar.add_task("training", total=expected, trials=0)
         while missing := _missing(claims, scope, rows, lambda n: bar.update(task, completed=n)):
-            for row in _in_parallel(missing, jobs):
-                rows[row.trial] = row
-                if not row.outcome.error:
-                    save(row)
-                ran += 1
-                bar.update(task, advance=_cost(row.trial), trials=ran)
+            with contextlib.closing(_in_parallel(missing, jobs)) as finished:
+                for row in finished:
+                    rows[row.trial] = row
+                    if not row.outcome.error:
+                        save(row)
+                    ran += 1
+                    bar.update(task, advance=_cost(row.trial), trials=ran)
         bar.update(task, completed=expected)
     return ran
 
@@ -81,36 +82,39 @@ def outcomes(rows: dict[Trial, Row]) -> dict[Trial, Outcome]:
 
 def _cost(one: Trial) -> float:
     """A guess at the time of a trial in arbitrary units, to tell the time left."""
-    passes = math.ceil(one.batch / one.norm_batch) if one.norm_batch else 1
-    return (one.steps + 10) * passes * (1 + one.network.depth)
+    return (one.steps + 10) * (1 + one.network.depth)
 
 
 def _bar(shown: bool) -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %  {task.fields[trials]} trials, left:"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
+        console=console,
+        disable=not (shown and console.is_interactive),  # elsewhere it would print an empty line
         transient=True,
     )
 
 
-def _in_parallel(trials: Sequence[Trial], jobs: int) -> Iterator[Row]:
+def _in_parallel(trials: Sequence[Trial], jobs: int) -> Generator[Row, None, None]:
     """Rows in the order in which they finish."""
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
     with _quiet_workers():
         rows = parallel(joblib.delayed(run_trial)(t) for t in trials)
     try:
-        yield from rows
+        for row in rows:  # noqa: UP028 - `yield from` would close joblib's with its warnings
+            yield row
     except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
         raise StudyError(
             "a worker process was killed, perhaps for want of memory: run again with fewer --jobs; "
             "finished trials are kept"
         ) from error
     finally:
-        rows.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # joblib tells of trials not waited for
+            rows.close()
 
 
 @contextlib.contextmanager

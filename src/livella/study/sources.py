@@ -101,7 +101,10 @@ def _see_folder(folder: Path) -> None:
 
 def digest(spec: str) -> str:
     """A short digest of the file in which `spec`'s function stands, to notice that it changed."""
-    file = inspect.getsourcefile(inspect.unwrap(load_function(spec, "a value")))
+    function = inspect.unwrap(load_function(spec, "a value"))
+    if not hasattr(function, "__code__") and not inspect.isclass(function):  # a partial, say
+        function = _load_module(spec.rpartition(":")[0])
+    file = inspect.getsourcefile(function)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else ""
 
 

@@ -20,6 +20,9 @@ FORMAT = 1
 TRIALS = "trials.jsonl"
 ASIDE = "trials.set-aside.jsonl"
 
+_NO_ROW = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+"""What a line raises that is no row."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,8 +39,8 @@ class Row:
 
     @classmethod
     def from_line(cls, line: bytes) -> Row:
-        """Read a line back; raises ValueError, KeyError or TypeError where it is no such row."""
-        values = json.loads(line)
+        """Read a line back; raises one of `_NO_ROW` where it is no such row."""
+        values = json.loads(line, parse_constant=_refuse)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError("not a trial of this format")
         row = cls(
@@ -49,6 +52,10 @@ class Row:
         if row.trial.key() != values["key"]:
             raise ValueError("its key is not that of its trial")
         return row
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 class TrialStore:
@@ -76,19 +83,21 @@ class TrialStore:
         torn = lines.pop()
         aside = [f"the last line was cut off after {len(torn)} bytes"] if torn else []
         bad = [torn] if torn else []
+        good = []
         for number, line in enumerate(lines, start=1):
             try:
                 row = Row.from_line(line)
                 if row.trial in self.rows:
                     raise ValueError("the same trial stands above")
                 self.rows[row.trial] = row
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                good.append(line)
+            except _NO_ROW as error:
                 bad.append(line)
                 aside.append(f"line {number} is no trial ({type(error).__name__}: {error})")
         if bad:
-            self._set_aside(bad, aside)
+            self._set_aside(bad, good, aside)
 
-    def _set_aside(self, bad: list[bytes], why: list[str]) -> None:
+    def _set_aside(self, bad: list[bytes], good: list[bytes], why: list[str]) -> None:
         """Copy the bad lines away, then put a file of the good ones in place of the old one."""
         with self._aside.open("ab") as file:
             file.writelines(line + b"\n" for line in bad)
@@ -96,7 +105,7 @@ class TrialStore:
             os.fsync(file.fileno())
         beside = self._path.with_suffix(".jsonl.new")
         with beside.open("wb") as file:
-            file.writelines(row.to_line() for row in self.rows.values())
+            file.writelines(line + b"\n" for line in good)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self._path)

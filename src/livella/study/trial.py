@@ -35,9 +35,6 @@ class Trial:
     seed: int
     steps: int
     batch: int = 60
-    norm_batch: int = 0
-    """Examples normalized together: each batch is split into micro-batches of this size whose
-    gradients add up to the batch's. 0 stands for the whole batch."""
     momentum: float = 0.0
     examples: int = 0
     """Training examples used; 0 stands for all."""
@@ -151,14 +148,10 @@ class _Training:
     def _step(self, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
         self.built.model.train()
         optimizer.zero_grad()
-        size = self.trial.norm_batch or len(x)
-        total = torch.zeros(())
-        for xs, ys in zip(x.split(size), y.split(size), strict=True):
-            loss = nn.functional.cross_entropy(self.built.model(xs), ys) * (len(xs) / len(x))
-            loss.backward()
-            total += loss.detach()
+        loss = nn.functional.cross_entropy(self.built.model(x), y)
+        loss.backward()
         optimizer.step()
-        return total
+        return loss.detach()
 
     def _record(self, step: int, loss: float | None, last: bool) -> None:
         limit = None if last else EVALUATION_EXAMPLES

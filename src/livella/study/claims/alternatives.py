@@ -27,7 +27,7 @@ def _contenders(scope: Scope) -> list[Contender]:
         network = (
             Network("cnn", norm=kind, width=16) if scope.is_image else Network("mlp", norm=kind)
         )
-        trial = scope.trial(network, STEPS, batch=BATCH, momentum=0.9, evaluations=20)
+        trial = scope.trial(network, STEPS, batch=BATCH, momentum=0.9, evaluations=10)
         return Contender(kind, trial, scope.rates(RATES), scope.seeds)
 
     return [contender(k) for k in KINDS if k != "instance" or _instance_possible(scope)]

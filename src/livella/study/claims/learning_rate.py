@@ -40,9 +40,11 @@ def _settled(contender: Contender, done: Done) -> dict[float, list[float]]:
 
 
 def usable_rates(final: dict[float, list[float]], floor: float) -> list[list[float]]:
-    """By seed, the rates at which the network settles at or above the floor."""
+    """By seed, the rates at which the network settles at or above the floor (if anything did)."""
     seeds = len(next(iter(final.values())))
-    return [[rate for rate, values in final.items() if values[k] >= floor] for k in range(seeds)]
+    return [
+        [rate for rate, values in final.items() if values[k] >= floor > 0] for k in range(seeds)
+    ]
 
 
 def _highest(usable: list[list[float]]) -> list[float | None]:

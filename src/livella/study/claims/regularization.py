@@ -20,7 +20,7 @@ MARGIN = 0.5
 def _contenders(scope: Scope) -> tuple[Contender, ...]:
     def contender(name: str, norm: str, dropout: float) -> Contender:
         network = Network(norm=norm, depth=4, dropout=dropout)
-        trial = scope.trial(network, STEPS, batch=30, examples=EXAMPLES, evaluations=20)
+        trial = scope.trial(network, STEPS, batch=30, examples=EXAMPLES, evaluations=10)
         return Contender(name, trial, scope.rates(RATES), scope.seeds)
 
     return (
