@@ -78,14 +78,13 @@ def opened(browser: Browser, path: Path, **options: Any) -> Iterator[Page]:
     assert complaints == []
 
 
-def check_page(path: Path, result: StudyResult) -> None:
+def check_page(browser: Browser, path: Path, result: StudyResult) -> None:
     """Every check, on the page at this path that shows this study."""
-    with browsing() as browser:
-        with opened(browser, path.resolve()) as page:
-            for check in CHECKS:
-                check(page, result)
-        with opened(browser, path.resolve(), viewport=PHONE, has_touch=True) as page:
-            fits_a_phone(page, result)
+    with opened(browser, path) as page:
+        for check in CHECKS:
+            check(page, result)
+    with opened(browser, path, viewport=PHONE, has_touch=True) as page:
+        fits_a_phone(page, result)
 
 
 def says_everything(page: Page, result: StudyResult) -> None:

@@ -11,7 +11,9 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 
 from playwright.sync_api import Browser, Page
 
+import livella
 from livella import report
+from livella.study import CLAIMS
 from livella.study.results import StudyResult
 from tests.end_to_end import page as pages
 from tests.report.samples import study_result
@@ -53,6 +55,13 @@ def test_a_page_without_claims(browser: Browser, tmp_path: Path) -> None:
 
     with pages.opened(browser, report.write(empty, tmp_path)) as page:
         pages.says_everything(page, empty)
+
+
+def test_the_page_of_a_real_study(browser: Browser, tmp_path: Path) -> None:
+    result = livella.study(seeds=1, steps=10, jobs=2, out=tmp_path, progress=False)
+    assert [claim.name for claim in result.claims] == [claim.name for claim in CLAIMS]
+
+    pages.check_page(browser, report.write(result, tmp_path), result)
 
 
 @pytest.mark.parametrize(
