@@ -153,6 +153,20 @@ def test_rates_are_chosen_on_validation_and_never_on_test(claim):
     assert chosen == {best} or claim.name == "learning_rate", "that one runs every rate on all"
 
 
+@pytest.mark.parametrize(
+    ("name", "rival"), [("alternatives", "group"), ("regularization", "dropout 0.5")]
+)
+def test_the_best_of_several_rivals_is_chosen_on_validation_and_never_on_test(name, rival):
+    def outcome(t):
+        if rival in (t.network.norm, f"dropout {t.network.dropout}"):
+            return worlds.climbing(top=0.5, validation=0.8)
+        return worlds.climbing(top=0.7, validation=0.6)
+
+    _, against_the_best = assess(BY_NAME[name], outcome)
+    assert against_the_best.effect_name == f"test error of {rival} − of batch"
+    assert against_the_best.effect.median == pytest.approx(20)
+
+
 FELL = Outcome((0, 100), (None, None), (0.1, 0.1), (0.1, 0.1), diverged=True)
 PROBED = {"covariate_shift": {"shift": ((),)}, "gradient_flow": {"gradients": ((1.0,) * 20,)}}
 

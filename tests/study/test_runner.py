@@ -1,14 +1,18 @@
 """Running what is missing: each trial once, failed ones told, nothing run that is known."""
 
 import dataclasses
+import os
+import signal
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from livella.study import CLAIMS, runner
 from livella.study.claim import Claim
 from livella.study.errors import StudyError
-from livella.study.store import TrialStore
+from livella.study.store import Row, TrialStore
+from livella.study.trial import Outcome
 from tests.study import worlds
 from tests.study.worlds import users
 
@@ -83,6 +87,22 @@ def test_the_number_of_trials_foretold_is_the_number_run(monkeypatch, planned, s
     foretold = runner.wanted([planned], scope, runner._AnyOutcome())
     ran = runner.run([planned], scope, {}, lambda _row: None, 1, progress=False)
     assert ran == len(foretold)
+
+
+def test_workers_leave_ctrl_c_to_the_study(monkeypatch):
+    def instead(one):
+        quiet = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        return Row(one, Outcome(), 0.0, {"quiet": quiet, "process": os.getpid()})
+
+    monkeypatch.setattr(runner, "run_trial", instead)
+    get_reusable_executor().shutdown(wait=True)  # of an earlier test
+    before = signal.getsignal(signal.SIGINT)
+    ones = [worlds.trial(seed) for seed in range(3)]
+    rows = list(runner._in_parallel(ones, jobs=2))
+    assert {row.trial for row in rows} == set(ones)
+    assert all(row.provenance["quiet"] for row in rows)
+    assert os.getpid() not in {row.provenance["process"] for row in rows}
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_killed_worker_is_told_in_words(monkeypatch):
