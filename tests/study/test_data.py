@@ -154,7 +154,7 @@ def test_every_example_of_the_loaders_lands_in_one_part(name, sizes):
 
 def test_reading_the_loaders_leaves_the_callers_random_state_alone():
     state = torch.get_rng_state()
-    data.load.cache_clear()
+    data._load.cache_clear()
     data.load(users("loaders"))
     assert torch.equal(torch.get_rng_state(), state)
 

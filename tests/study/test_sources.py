@@ -100,3 +100,14 @@ def test_the_users_file_is_not_left_among_the_modules_where_its_import_fails(her
 
 def test_the_shared_file_of_these_tests_is_where_it_is_said_to_be():
     assert worlds.USERS.is_file()
+
+
+def test_a_file_edited_during_a_session_is_read_again(tmp_path):
+    file = tmp_path / "edited.py"
+    file.write_text("def answer():\n    return 1\n")
+    assert sources.call(f"{file}:answer", "a number") == 1
+    before = sources.digest(f"{file}:answer")
+
+    file.write_text("def answer():\n    return 2\n")
+    assert sources.call(f"{file}:answer", "a number") == 2
+    assert sources.digest(f"{file}:answer") != before

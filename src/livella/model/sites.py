@@ -38,11 +38,16 @@ def find(model: nn.Module, sample: Tensor) -> tuple[Site, ...]:
     names = {module: name for name, module in model.named_modules()}
     met: dict[nn.Module, Site] = {}
 
-    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def record(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         if module not in met:
-            met[module] = Site(names[module], module, _features(module), args[0].dim())
+            x = args[0] if args else next(iter(named.values()))
+            met[module] = Site(names[module], module, _features(module), x.dim())
 
-    handles = [m.register_forward_pre_hook(record) for m in names if isinstance(m, NORMALIZATIONS)]
+    handles = [
+        module.register_forward_pre_hook(record, with_kwargs=True)
+        for module in names
+        if isinstance(module, NORMALIZATIONS)
+    ]
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

@@ -52,7 +52,6 @@ class Dataset:
         )
 
 
-@functools.lru_cache(maxsize=2)
 def load(spec: str) -> Dataset:
     """Load `digits`, `fashion-mnist`, `idx:DIR`, or the user's `module:function`.
 
@@ -60,6 +59,11 @@ def load(spec: str) -> Dataset:
         StudyError: nothing of that name, files missing or damaged, an empty part, one class,
             NaN or infinity among the examples, labels that are not class numbers.
     """
+    return _load(spec, sources.digest(spec))
+
+
+@functools.lru_cache(maxsize=2)
+def _load(spec: str, _digest: str) -> Dataset:
     if spec == "digits":
         dataset = _digits()
     elif spec == "fashion-mnist":
@@ -67,7 +71,7 @@ def load(spec: str) -> Dataset:
     elif spec.startswith("idx:"):
         folder = Path(spec.removeprefix("idx:"))
         dataset = _idx(folder, folder.name)
-    elif ":" in spec:
+    elif sources.is_function(spec):
         dataset = _from_loaders(spec)
     else:
         raise StudyError(

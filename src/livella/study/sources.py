@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import importlib.util
@@ -20,7 +19,6 @@ from livella.study.errors import StudyError
 Source = Callable[[], Any]
 
 
-@functools.lru_cache
 def load_function(spec: str, expected: str) -> Source:
     """The function that `spec` names; `expected` says in words what it is to return.
 
@@ -65,7 +63,9 @@ def _load_module(place: str) -> ModuleType:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise StudyError(f"no file {str(path)!r} (looked in {Path.cwd()})")
-    name = f"livella_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    # Named by its text as well: a file edited during a session is another module.
+    identity = str(path.resolve()).encode() + path.read_bytes()
+    name = f"livella_user_{hashlib.sha256(identity).hexdigest()[:12]}"
     if name in sys.modules:  # --model and --data often name the same file
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -99,8 +99,18 @@ def _see_folder(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
+def is_function(spec: str) -> bool:
+    """Whether it names a function of the user's, and not data that the study knows."""
+    return ":" in spec and not spec.startswith("idx:")
+
+
 def digest(spec: str) -> str:
-    """A short digest of the file in which `spec`'s function stands, to notice that it changed."""
+    """A short digest of the file in which a user's function stands, to notice that it changed.
+
+    Empty for what is no user's function.
+    """
+    if not is_function(spec):
+        return ""
     function = inspect.unwrap(load_function(spec, "a value"))
     if not hasattr(function, "__code__") and not inspect.isclass(function):  # a partial, say
         function = _load_module(spec.rpartition(":")[0])

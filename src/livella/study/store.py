@@ -73,7 +73,7 @@ class TrialStore:
         self._read()
 
     def append(self, row: Row) -> None:
-        with self._path.open("ab") as file:
+        with _writing(self._path.parent), self._path.open("ab") as file:
             file.write(row.to_line())
             file.flush()
             os.fsync(file.fileno())
@@ -122,23 +122,27 @@ def opened(directory: Path) -> Iterator[TrialStore]:
     Raises:
         StudyError: the folder cannot be written, or another study is writing to it.
     """
+    lock = filelock.FileLock(directory / ".lock", timeout=0)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(directory / ".lock", timeout=0)
-        lock.acquire()
+        with _writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            store = TrialStore(directory)
+        yield store
     except filelock.Timeout:
         raise StudyError(
             f"another study is writing to {str(directory)!r}: wait for it, or choose another folder"
         ) from None
-    except OSError as error:
-        raise StudyError(
-            f"cannot write to {str(directory)!r}: {error.strerror or error}"
-        ) from error
-    try:
-        yield TrialStore(directory)
-    except OSError as error:
-        raise StudyError(
-            f"cannot write to {str(directory)!r}: {error.strerror or error}"
-        ) from error
     finally:
         lock.release()
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, filelock.Timeout):
+            raise
+        reason = error.strerror or error
+        raise StudyError(f"cannot write to {str(directory)!r}: {reason}") from error

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import joblib
+import torch
 
 from livella.study import data as datasets
 from livella.study import models, provenance, runner, sources, store
@@ -102,7 +103,8 @@ def _scope(data: str, model: str | None, seeds: int, steps: int | None) -> Scope
     dataset = datasets.load(data)
     dims = [len(dataset.shape) + 1]
     if model is not None:
-        _, sites = models.users_model(model, dataset.shape, dataset.classes)
+        with torch.random.fork_rng(devices=[]):
+            _, sites = models.users_model(model, dataset.shape, dataset.classes)
         dims = [site.input_dim for site in sites]
     return Scope(
         data=data,
@@ -111,12 +113,8 @@ def _scope(data: str, model: str | None, seeds: int, steps: int | None) -> Scope
         instance_possible=min(dims) > 2,
         seeds=tuple(range(seeds)),
         steps=steps,
-        version=" ".join(sources.digest(s) for s in (data, model) if s and _is_function(s)),
+        version=" ".join(filter(None, (sources.digest(s) for s in (data, model) if s))),
     )
-
-
-def _is_function(spec: str) -> bool:
-    return ":" in spec and not spec.startswith("idx:")
 
 
 @contextmanager

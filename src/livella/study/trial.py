@@ -120,7 +120,7 @@ class _Training:
             self.built.model.parameters(), lr=trial.rate, momentum=trial.momentum
         )
         probe = probes.make(trial.probe, self.built, self.dataset.train)
-        batches = _batches(self._training_part(), trial.batch, trial.seed)
+        batches = _batches(self._training_part(), self._batch_size(), trial.seed)
         done = 0
         for point in _points(trial):
             losses = [self._step(optimizer, *next(batches)) for _ in range(point - done)]
@@ -144,6 +144,12 @@ class _Training:
             return x, y
         drawn = torch.randperm(len(x))[: self.trial.examples]
         return x[drawn], y[drawn]
+
+    def _batch_size(self) -> int:
+        """The trial's, or what the data allow, a multiple of what is normalized together."""
+        size = min(self.trial.batch, len(self.dataset.train[0]))
+        part = self.trial.network.norm_batch
+        return size - size % part if 0 < part <= size else size
 
     def _step(self, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
         self.built.model.train()
