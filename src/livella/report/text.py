@@ -56,16 +56,16 @@ def _glance(result: StudyResult) -> Iterator[RenderableType]:
         grid.add_column(width=_VERDICT_WIDTH)
         grid.add_column(ratio=1)
         for finding in claim.findings:
-            grid.add_row(_verdict(finding.verdict), _at_a_glance(claim, finding))
-        yield Padding(grid, (1, 0, 0, 0))
+            grid.add_row(_verdict(finding.verdict), _at_a_glance(finding))
+        yield Padding(Group(_text(claim.title, "bold"), grid), (1, 0, 0, 0))
 
 
-def _at_a_glance(claim: ClaimResult, finding: Finding) -> RenderableType:
+def _at_a_glance(finding: Finding) -> RenderableType:
     line = Grid.grid(padding=(0, 2, 0, 0), expand=True)
     line.add_column(ratio=1)
     line.add_column(justify="right", no_wrap=True)
-    line.add_row(_text(claim.title, "bold"), _effect(finding))
-    return Group(line, _text(finding.summary))
+    line.add_row(_text(finding.question), _effect(finding))
+    return Group(line, _text(finding.summary, "dim"))
 
 
 def _claims(result: StudyResult) -> Iterator[RenderableType]:

@@ -20,8 +20,8 @@ def fewer_errors(question: str, worse: Chosen, better: Chosen, margin: float) ->
         unit="points",
         rule=f"Confirmed where the whole interval is above {margin:g}, contradicted below "
         f"−{margin:g}, not seen between the two.",
-        summary=f"Median test error: {worse.name} {percent(worse.error)}, "
-        f"{better.name} {percent(better.error)}.",
+        summary=f"Median test error: {worse.name}: {percent(worse.error)}; "
+        f"{better.name}: {percent(better.error)}.",
     )
 
 
@@ -43,7 +43,7 @@ def error_bars(title: str, axis: str, chosen: Sequence[Chosen]) -> Figure:
         series=tuple(
             Series(name, (name,), (e.median,), (e.low,), (e.high,)) for name, e in shown if e
         ),
-        text="Test error: " + ", ".join(f"{name} {percent(e)}" for name, e in shown) + ".",
+        text="Test error: " + "; ".join(f"{name}: {percent(e)}" for name, e in shown) + ".",
     )
 
 
@@ -55,7 +55,7 @@ def learning_curves(chosen: Sequence[Chosen]) -> Figure:
         y=Axis("test accuracy", "%"),
         series=tuple(c.curve() for c in chosen),
         text="Test accuracy over training steps; at the end the test errors are "
-        + ", ".join(f"{c.name} {percent(c.error)}" for c in chosen)
+        + "; ".join(f"{c.name}: {percent(c.error)}" for c in chosen)
         + ".",
     )
 

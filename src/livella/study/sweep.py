@@ -84,7 +84,7 @@ class Chosen:
 
     @property
     def error(self) -> Estimate | None:
-        return estimate([e for e in self.errors if e is not None])
+        return estimate(self.errors)
 
     def curve(self) -> Series:
         """Test accuracy in percent over steps: the median seed, with the range of all."""

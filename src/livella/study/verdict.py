@@ -17,18 +17,18 @@ RELIABLE_SEEDS = 5
 """With fewer seeds the interval is much too narrow for its name; see `estimate`."""
 
 
-def estimate(values: Sequence[float], censored: bool = False) -> Estimate | None:
-    """The median with its bootstrap percentile interval; None where there is no value.
+def estimate(seeds: Sequence[float | None], censored: bool = False) -> Estimate | None:
+    """The median over seeds with its bootstrap percentile interval; None where none has a value.
 
-    Resamples the values 2,000 times with a fixed seed, so the same values give the same
-    interval. With n seeds the interval never leaves the seeds' own range, so it cannot cover
-    the true median more often than 1 − 2·0.5ⁿ: 94 % at 5 seeds, 75 % at 3.
+    A seed without a value is left out. The values are resampled 2,000 times with a fixed seed, so
+    the same values give the same interval. With n seeds the interval never leaves their range, so
+    it cannot cover the true median more often than 1 − 2·0.5ⁿ: 94 % at 5 seeds, 75 % at 3.
 
     Source: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife".
     """
+    values = sorted(v for v in seeds if v is not None)  # their order has no say in the draws
     if not values:
         return None
-    values = sorted(values)  # so that their order has no say in what is drawn
     draw = random.Random(0)  # noqa: S311 - resampling, not a secret
     medians = sorted(median(draw.choices(values, k=len(values))) for _ in range(DRAWS))
     tail = round(DRAWS * (1 - CONFIDENCE) / 2)

@@ -36,7 +36,7 @@ def _assess(scope: Scope, done: Done) -> Evidence:
     table = Table(
         ("contender", "best rate", "shift (σ)", f"steps to {100 * race.target:.1f} %"),
         tuple(
-            (c.name, (f"{c.rate:g}", _over_seeds(shifts[c.name]), race.estimate(c.name)))
+            (c.name, (f"{c.rate:g}", estimate(shifts[c.name]), race.estimate(c.name)))
             for c in chosen
         ),
     )
@@ -45,13 +45,9 @@ def _assess(scope: Scope, done: Done) -> Evidence:
     )
 
 
-def _over_seeds(values: Sequence[float | None]) -> Estimate | None:
-    return estimate([value for value in values if value is not None])
-
-
 def _less_shift(shifts: dict[str, list[float | None]]) -> Finding:
     effect = estimate(paired(lambda a, b: a / max(b, 1e-12), shifts["none"], shifts["batch"]))
-    none, batch = (_over_seeds(shifts[name]) for name in ("none", "batch"))
+    none, batch = (estimate(shifts[name]) for name in ("none", "batch"))
     return Finding(
         question="Does batch norm reduce the change of the layers' input distributions?",
         verdict=judge_ratio(effect, MARGIN),
@@ -60,8 +56,8 @@ def _less_shift(shifts: dict[str, list[float | None]]) -> Finding:
         unit="×",
         rule=f"Confirmed where the whole interval of the ratio is above {MARGIN}, contradicted "
         f"below 1/{MARGIN}, not seen between the two.",
-        summary=f"Median shift between two points of the curve: none {_sigma(none)}, "
-        f"batch {_sigma(batch)}.",
+        summary=f"Median shift between two points of the curve: none: {_sigma(none)}; "
+        f"batch: {_sigma(batch)}.",
     )
 
 
@@ -75,8 +71,8 @@ def _explains_speed(
     lost = [
         share_lost(*steps) for steps in zip(*(_filled(race, c.name) for c in chosen), strict=True)
     ]
-    effect = estimate([share for share in lost if share is not None])
-    noise = _over_seeds(shifts["batch + noise"])
+    effect = estimate(lost)
+    noise = estimate(shifts["batch + noise"])
     return Finding(
         question="Is it the reduced shift that makes training faster?",
         verdict=explanation(effect, race.ratio("none", "batch"), _raised(shifts)),
@@ -103,7 +99,7 @@ def share_lost(none: float, batch: float, noisy: float) -> float | None:
 
 def _raised(shifts: dict[str, list[float | None]]) -> bool:
     """Whether the noise brings back at least the shift of the network without normalization."""
-    none, noisy = _over_seeds(shifts["none"]), _over_seeds(shifts["batch + noise"])
+    none, noisy = estimate(shifts["none"]), estimate(shifts["batch + noise"])
     return none is not None and noisy is not None and noisy.median >= none.median
 
 

@@ -33,7 +33,7 @@ def _network(setting: str, norm: str) -> Network:
 
 
 def _name(setting: str, norm: str) -> str:
-    return f"{norm}, {setting}"
+    return f"{norm} ({setting})"
 
 
 def _untrained(scope: Scope, setting: str, norm: str) -> list[Trial]:
@@ -90,7 +90,7 @@ def _assess(scope: Scope, done: Done) -> Evidence:
         tuple(
             (
                 _name(*pair),
-                (_estimate(growths[pair]), _estimate(_spreads(chosen[pair])), chosen[pair].error),
+                (estimate(growths[pair]), estimate(_spreads(chosen[pair])), chosen[pair].error),
             )
             for pair in _GRID
         ),
@@ -111,10 +111,6 @@ def _assess(scope: Scope, done: Done) -> Evidence:
     return Evidence(findings, table, (at_start, in_training))
 
 
-def _estimate(values: Sequence[float | None]):  # type: ignore[no-untyped-def]
-    return estimate([value for value in values if value is not None])
-
-
 def _spreads(chosen: Chosen) -> list[float | None]:
     return [spread(outcome) for outcome in chosen.outcomes]
 
@@ -123,8 +119,8 @@ def _at_start(growths: dict[tuple[str, str], list[float | None]]) -> Finding:
     """How much closer to 1 batch norm brings the growth in a well-initialized ReLU network."""
     none, batch = growths[RELU, "none"], growths[RELU, "batch"]
     effect = estimate(paired(lambda a, b: _from_one(a) / _from_one(b), none, batch))
-    said = ", ".join(
-        f"{_name(*pair)} {median(known):.2f}"
+    said = "; ".join(
+        f"{_name(*pair)}: {median(known):.2f}"
         for pair, values in growths.items()
         if (known := [v for v in values if v is not None])
     )
@@ -158,9 +154,14 @@ def _in_training(setting: str, chosen: dict[tuple[str, str], Chosen]) -> Finding
         unit="decades",
         rule=f"Confirmed where the whole interval is above {SPREAD_MARGIN}, contradicted below "
         f"−{SPREAD_MARGIN}, not seen between the two.",
-        summary=f"{setting}: test error {exhibits.percent(none.error)} without and "
-        f"{exhibits.percent(batch.error)} with batch norm.",
+        summary=f"Decades: {_decades(none)} without and {_decades(batch)} with batch norm; "
+        f"test error {exhibits.percent(none.error)} and {exhibits.percent(batch.error)}.",
     )
+
+
+def _decades(chosen: Chosen) -> str:
+    value = estimate(_spreads(chosen))
+    return "–" if value is None else f"{value.median:.2g}"
 
 
 def _by_depth(title: str, gradients: dict[str, list[tuple[float, ...]]], text: str) -> Figure:

@@ -78,7 +78,7 @@ def _assess(scope: Scope, done: Done) -> Evidence:
                 c.name,
                 (
                     _range(usable[c.name]),
-                    estimate([h for h in highest[c.name] if h is not None], top in highest[c.name]),
+                    estimate(highest[c.name], censored=top in highest[c.name]),
                     f"{c.best_rate(done):g}",
                     c.chosen(done).error,
                 ),

@@ -80,8 +80,8 @@ def in_words(race: Race, chosen: Sequence[Chosen]) -> str:
         steps = race.estimate(c.name)
         if steps is not None:
             more = "at least " if steps.median >= race.budget else ""
-            parts.append(f"{c.name} {more}{steps.median:.0f} steps")
-    return ", ".join(parts)
+            parts.append(f"{c.name}: {more}{steps.median:.0f} steps")
+    return "; ".join(parts)
 
 
 def race(chosen: Sequence[Chosen]) -> Race:
