@@ -47,16 +47,16 @@ def error_bars(title: str, axis: str, chosen: Sequence[Chosen]) -> Figure:
     )
 
 
-def learning_curves(chosen: Sequence[Chosen]) -> Figure:
+def learning_curves(chosen: Sequence[Chosen], said: str = "") -> Figure:
+    """Test accuracy over steps; `said` is what they show, by default the errors at the end."""
+    errors = "; ".join(f"{c.name}: {percent(c.error)}" for c in chosen)
     return Figure(
         title="Learning curves, each at its own best rate",
         kind="line",
         x=Axis("training steps"),
         y=Axis("test accuracy", "%"),
         series=tuple(c.curve() for c in chosen),
-        text="Test accuracy over training steps; at the end the test errors are "
-        + "; ".join(f"{c.name}: {percent(c.error)}" for c in chosen)
-        + ".",
+        text=f"Test accuracy over training steps. {said or f'Test error at the end: {errors}.'}",
     )
 
 

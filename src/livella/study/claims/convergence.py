@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from livella.study import exhibits
 from livella.study.claim import Claim, Done, Evidence, Scope
 from livella.study.claims import speed
-from livella.study.results import Axis, Figure, Finding, Paper, Table
+from livella.study.results import Finding, Paper, Table
 from livella.study.sweep import Contender
 from livella.study.trial import Trial
 from livella.study.verdict import judge_ratio
@@ -41,16 +42,7 @@ def _assess(scope: Scope, done: Done) -> Evidence:
         ("contender", "best rate", f"steps to {percent:.1f} %", "test error at the end (%)"),
         tuple((c.name, (f"{c.rate:g}", race.estimate(c.name), c.error)) for c in chosen),
     )
-    figure = Figure(
-        title="Learning curves, each at its own best rate",
-        kind="line",
-        x=Axis("training steps"),
-        y=Axis("test accuracy", "%"),
-        series=tuple(c.curve() for c in chosen),
-        text=f"Test accuracy over training steps. To {percent:.1f} %: "
-        f"{speed.in_words(race, chosen)}.",
-    )
-    return Evidence((finding,), table, (figure,))
+    return Evidence((finding,), table, (exhibits.learning_curves(chosen, finding.summary),))
 
 
 CLAIM = Claim(

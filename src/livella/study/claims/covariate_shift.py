@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from livella.study import exhibits
 from livella.study.claim import Claim, Done, Evidence, Scope
 from livella.study.claims import speed
 from livella.study.results import Axis, Estimate, Figure, Finding, Paper, Series, Table, Verdict
@@ -41,7 +42,9 @@ def _assess(scope: Scope, done: Done) -> Evidence:
         ),
     )
     return Evidence(
-        findings, table, (_shift_figure(chosen, findings[0]), _race_figure(chosen, findings[1]))
+        findings,
+        table,
+        (_shift_figure(chosen, findings[0]), exhibits.learning_curves(chosen, findings[1].summary)),
     )
 
 
@@ -143,17 +146,6 @@ def _shift_curve(chosen: Chosen) -> Series:
         y=tuple(median(values) for _, values in seen),
         low=tuple(min(values) for _, values in seen),
         high=tuple(max(values) for _, values in seen),
-    )
-
-
-def _race_figure(chosen: Sequence[Chosen], finding: Finding) -> Figure:
-    return Figure(
-        title="Learning curves, with and without the shift",
-        kind="line",
-        x=Axis("training steps"),
-        y=Axis("test accuracy", "%"),
-        series=tuple(c.curve() for c in chosen),
-        text=f"Test accuracy over training steps. {finding.summary}",
     )
 
 
