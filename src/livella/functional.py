@@ -27,10 +27,11 @@ def batch_norm(
     activation: str | None = None,
     residual: Tensor | None = None,
     mask: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
     """Normalize each channel: y = act((x − μ)/√(σ² + ε)·γ + β + residual).
 
-    Ioffe & Szegedy 2015, Algorithm 1. `torch.nn.functional.batch_norm` with three more keywords.
+    Ioffe & Szegedy 2015, Algorithm 1. `torch.nn.functional.batch_norm` with four more keywords.
     In training μ and σ² are the mean and the *biased* variance of this batch, and the running
     averages take in its mean and its *unbiased* variance. In evaluation μ and σ² are the running
     averages. Twice differentiable with respect to input, weight, bias and residual.
@@ -54,6 +55,8 @@ def batch_norm(
             All others come out as exactly zero and get no gradient, nor does the residual there,
             whatever they hold. With fewer than two valid elements the unbiased variance is
             undefined: the running averages stay as they are. Default: all are valid.
+        num_batches_tracked: a counter, raised by one in training unless a mask leaves the running
+            averages as they are. Default: none.
 
     Returns:
         y, of the shape, dtype and memory format of the input.
@@ -77,22 +80,20 @@ def batch_norm(
         mean, inverse = moments.mean, _inverse_deviation(moments, eps)
         if running_mean is not None and running_var is not None:
             _update(running_mean, running_var, moments, momentum)
+        if num_batches_tracked is not None:
+            # Here, beside the averages: activation checkpointing may end the call further down.
+            masked = isinstance(moments.count, Tensor)
+            num_batches_tracked.add_(moments.count >= 2 if masked else 1)
     else:
         assert running_mean is not None, "checked above; said here to the type checker"
         assert running_var is not None
-        mean, inverse = running_mean, reference.inverse_deviation(running_var, eps)
+        # Kept for backward: a copy, as a step in training before then changes the averages.
+        mean, inverse = running_mean.clone(), reference.inverse_deviation(running_var, eps)
 
     output: Tensor = _Reference.apply(  # type: ignore[no-untyped-call]
         input, mean, inverse, weight, bias, residual, mask, eps, activation, training
     )
     return output.contiguous(memory_format=_memory_format(input))
-
-
-def enough_to_update(input: Tensor, mask: Tensor) -> Tensor:  # noqa: A002
-    """Say whether the valid elements have an unbiased variance, without waiting for the device."""
-    count = count_elements(input.shape, mask=mask)
-    assert isinstance(count, Tensor)
-    return count >= 2
 
 
 class _Reference(torch.autograd.Function):

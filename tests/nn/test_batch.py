@@ -1,6 +1,7 @@
 """The layers against torch's own, over all they share; then what only they have."""
 
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import livella.nn as lnn
 
@@ -348,3 +350,39 @@ def test_layers_export(training):
     exported = torch.export.export(layer, (x,)).module()
     assert_close(exported(x), layer(x))
     assert_close(exported.running_mean, layer.running_mean)
+
+
+def test_a_training_step_between_an_evaluation_and_its_backward_does_no_harm():
+    layer = lnn.BatchNorm2d(3).eval()
+    twin = copy.deepcopy(layer)
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    alone = x.detach().clone().requires_grad_()
+
+    output = layer(x)
+    layer.train()(x.detach() + 1)
+    output.sum().backward()
+    twin(alone).sum().backward()
+
+    assert_close(x.grad, alone.grad)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_under_checkpointing_averages_and_counter_go_together(momentum, reentrant):
+    ours = nn.Sequential(nn.Conv2d(3, 3, 1), lnn.BatchNorm2d(3, momentum=momentum))
+    theirs = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, momentum=momentum))
+    theirs.load_state_dict(ours.state_dict())
+    for step in range(2):
+        x = torch.randn(4, 3, 5, 5) + step
+        for model in (ours, theirs):
+            y = checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant)
+            y.pow(2).sum().backward()
+
+    assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("ndim", OURS)
+def test_the_signature_is_torchs_and_an_activation(ndim):
+    shown = inspect.signature(OURS[ndim]).parameters
+    assert set(shown) >= {*inspect.signature(TORCHS[ndim]).parameters, "activation"}
+    assert nn.utils.skip_init(OURS[ndim], 3, device="cpu").num_features == 3

@@ -40,7 +40,7 @@ def find(model: nn.Module, sample: Tensor) -> tuple[Site, ...]:
 
     def record(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         if module not in met:
-            x = args[0] if args else next(iter(named.values()))
+            x = args[0] if args else named["input"]
             met[module] = Site(names[module], module, _features(module), x.dim())
 
     handles = [

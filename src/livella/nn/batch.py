@@ -3,11 +3,14 @@
 Each number of dimensions has two classes. `BatchNorm2d` is also a `torch.nn.BatchNorm2d`, and
 whatever treats torch's layers specially (synchronization, folding, freezing) does so with it.
 `BatchNormAct2d` has an activation fused in and is deliberately no `torch.nn.BatchNorm2d`: such
-tools replace a layer by a plain one, and would drop the activation without a word.
+tools replace a layer by a plain one, and would drop the activation without a word. They pass such
+a layer over instead: `torch.optim.swa_utils.update_bn` does not refresh its averages, and
+`convert_sync_batchnorm` leaves it as it is.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -61,7 +64,7 @@ class _Core(_NormBase):
         averages = (
             (self.running_mean, self.running_var) if tracking or not self.training else (None, None)
         )
-        output = functional.batch_norm(
+        return functional.batch_norm(
             input,
             *averages,
             self.weight,
@@ -72,11 +75,8 @@ class _Core(_NormBase):
             activation=self.activation,
             residual=residual,
             mask=mask,
+            num_batches_tracked=self.num_batches_tracked if tracking else None,
         )
-        if tracking and self.num_batches_tracked is not None:
-            counted = 1 if mask is None else functional.enough_to_update(input, mask)
-            self.num_batches_tracked.add_(counted)
-        return output
 
     def extra_repr(self) -> str:
         """Describe the layer as torch does, then the activation."""
@@ -122,10 +122,17 @@ class BatchNormAct3d(_Core):
     input_dims = (5,)
 
 
+def _signature(layer: type[_Core]) -> inspect.Signature:
+    signature = inspect.signature(layer.__init__)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 class _Plain(_Core):
     """A layer without an activation; asked for one, the class hands over to its sibling."""
 
     with_activation: ClassVar[type[_Core]]
+    # What tools and editors see, `torch.nn.utils.skip_init` for one, in place of `*arguments`.
+    __signature__: ClassVar[inspect.Signature] = _signature(_Core)
 
     def __new__(cls, *arguments: Any, activation: str | None = None, **options: Any) -> Any:
         if activation is not None and "with_activation" in vars(cls):

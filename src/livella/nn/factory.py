@@ -63,7 +63,8 @@ class _InstanceNorm1d(nn.InstanceNorm1d):
 
 
 def _group(num_features: int, *, num_groups: int | None = None, **options: Any) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups or _default_groups(num_features), num_features, **options)
+    groups = _default_groups(num_features) if num_groups is None else num_groups
+    return nn.GroupNorm(groups, num_features, **options)
 
 
 def _default_groups(num_features: int) -> int:
