@@ -141,6 +141,7 @@ class _Reference(torch.autograd.Function):
             gradient if needed else None
             for gradient, needed in zip(gradients, ctx.needs_input_grad[3:6], strict=True)
         )
+        dx = dx.contiguous(memory_format=_memory_format(x))
         return dx, None, None, dweight, dbias, dresidual, None, None, None, None
 
 

@@ -65,3 +65,8 @@ def test_without_gamma_and_with_it_reset():
 def test_another_number_of_channels_is_refused(shape):
     with pytest.raises(ValueError, match=r"\(N, 3, \.\.\.\)"):
         RMSNorm(3)(torch.zeros(shape))
+
+
+def test_integers_are_refused():
+    with pytest.raises(NotImplementedError, match="int64"):
+        RMSNorm(3)(torch.ones(2, 3, dtype=torch.int64))

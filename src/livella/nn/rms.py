@@ -51,12 +51,18 @@ class RMSNorm(nn.Module):
 
         Raises:
             ValueError: the input has no channels, or another number of them.
+            NotImplementedError: the input is not of a floating dtype.
 
         """
         if x.dim() < 2 or x.shape[1] != self.num_features:
             raise ValueError(
                 f"RMSNorm: expected an input of shape (N, {self.num_features}, ...), "
                 f"got {tuple(x.shape)}; build the layer for this number of channels"
+            )
+        if not x.is_floating_point():
+            raise NotImplementedError(
+                f"RMSNorm: expected an input of a floating dtype, got {x.dtype}; "
+                "convert it, for example with input.float()"
             )
         values = x.to(accumulation_dtype(x.dtype))
         mean_square = values.square().mean(list(range(1, x.dim())), keepdim=True)
