@@ -11,7 +11,7 @@ from livella.study.results import Axis, Estimate, Figure, Paper, Series
 from livella.study.sweep import Chosen, Contender
 from livella.study.trial import Trial
 
-RATES = (0.03, 0.1, 0.3)
+RATES = (0.03, 0.1, 0.3, 1.0)
 BATCH = 32
 SIZES = (32, 16, 8, 4, 2)
 STEPS = 300
