@@ -17,6 +17,9 @@ from livella.study.errors import StudyError
 from livella.study.trial import Outcome, Trial
 
 FORMAT = 1
+"""Raised when lines are written otherwise, or when the same trial would come out otherwise: older
+lines are then set aside and their trials run again."""
+
 TRIALS = "trials.jsonl"
 ASIDE = "trials.set-aside.jsonl"
 
