@@ -9,6 +9,7 @@ import livella
 from livella.report import files
 from livella.study import CLAIMS, StudyError, provenance
 from livella.study import study as run_study
+from livella.study.claims import batch_size
 from livella.study.results import Verdict
 from tests.study.worlds import USERS, users
 
@@ -31,7 +32,7 @@ def test_a_study_says_what_it_saw_and_a_second_call_runs_nothing(tmp_path):
     assert not any("failed" in note for note in first.notes)
     assert first.data.startswith("digits: ")
     (claim,) = first.claims
-    assert first.trials_run == claim.trials == 7 * (2 * 3 + 1)
+    assert first.trials_run == claim.trials == 7 * (2 * len(batch_size.RATES) + 1)
     assert first.trials_reused == 0
     assert claim.seconds > 0
     assert {f.effect.count for f in claim.findings} == {3}
