@@ -386,3 +386,12 @@ def test_the_signature_is_torchs_and_an_activation(ndim):
     shown = inspect.signature(OURS[ndim]).parameters
     assert set(shown) >= {*inspect.signature(TORCHS[ndim]).parameters, "activation"}
     assert nn.utils.skip_init(OURS[ndim], 3, device="cpu").num_features == 3
+
+
+def test_an_activation_may_be_given_for_one_call():
+    x = torch.randn(4, 3, 2, 2)
+    layer, fused = BatchNorm2d(3), BatchNorm2d(3, activation="relu")
+    torch.testing.assert_close(layer(x, activation="relu"), fused(x), rtol=0, atol=0)
+    assert (layer(x) < 0).any()
+    with pytest.raises(ValueError, match="give one of them"):
+        fused(x, activation="silu")

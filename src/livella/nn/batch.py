@@ -52,11 +52,14 @@ class _Core(_NormBase):
         *,
         residual: Tensor | None = None,
         mask: Tensor | None = None,
+        activation: str | None = None,
     ) -> Tensor:
         """Normalize `input`, add `residual`, apply the activation, all where `mask` is true.
 
-        See `livella.functional.batch_norm` for shapes, formula and errors. A batch that leaves the
-        running averages alone, having fewer than two valid elements, is not counted either.
+        See `livella.functional.batch_norm` for shapes, formula and errors. `activation` is that of
+        this call alone, for a layer that has none of its own: the layer stays a plain batch norm.
+        A batch that leaves the running averages alone, having fewer than two valid elements, is
+        not counted either.
         """
         self._check_input_dim(input)
         tracking = self.training and self.track_running_stats
@@ -72,11 +75,19 @@ class _Core(_NormBase):
             self.training or not has_averages,
             self._momentum(),
             self.eps,
-            activation=self.activation,
+            activation=self._activation(activation),
             residual=residual,
             mask=mask,
             num_batches_tracked=self.num_batches_tracked if tracking else None,
         )
+
+    def _activation(self, of_this_call: str | None) -> str | None:
+        if of_this_call is not None and self.activation is not None:
+            raise ValueError(
+                f"{type(self).__name__}: got activation={of_this_call!r} for a layer built with "
+                f"activation={self.activation!r}; give one of them"
+            )
+        return of_this_call or self.activation
 
     def extra_repr(self) -> str:
         """Describe the layer as torch does, then the activation."""
