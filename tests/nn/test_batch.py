@@ -390,8 +390,8 @@ def test_the_signature_is_torchs_and_an_activation(ndim):
 
 def test_an_activation_may_be_given_for_one_call():
     x = torch.randn(4, 3, 2, 2)
-    layer, fused = BatchNorm2d(3), BatchNorm2d(3, activation="relu")
-    torch.testing.assert_close(layer(x, activation="relu"), fused(x), rtol=0, atol=0)
+    layer, fused = lnn.BatchNorm2d(3), lnn.BatchNorm2d(3, activation="relu")
+    assert_close(layer(x, activation="relu"), fused(x), rtol=0, atol=0)
     assert (layer(x) < 0).any()
     with pytest.raises(ValueError, match="give one of them"):
         fused(x, activation="silu")
