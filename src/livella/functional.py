@@ -1,17 +1,21 @@
 """Batch normalization as a function: check the arguments, choose the path, keep the averages.
 
-This is the only place where it is decided which implementation runs.
+This is the only place where it is decided which implementation runs: the kernels, PyTorch's own
+(other devices than the CPU; graphs that leave Livella), or the reference.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812  the usual name
 from torch import Tensor
 
-from livella import reference
-from livella.moments import Moments, accumulation_dtype, at_least, count_elements
+from livella import native, operators, reference
+from livella.checks import Call, check
+from livella.checks import check_activation as check_activation
+from livella.moments import Moments, accumulation_dtype, at_least
 
 
 def batch_norm(
@@ -21,7 +25,7 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float | Tensor = 0.1,
+    momentum: float | Tensor | None = 0.1,
     eps: float = 1e-5,
     *,
     activation: str | None = None,
@@ -45,7 +49,8 @@ def batch_norm(
         bias: β, (C,). Default: zeros.
         training: normalize by this batch and update the averages. Default: false.
         momentum: the share of this batch in the running averages: new = (1 − momentum)·old +
-            momentum·batch. May be a tensor without dimensions. Default: 0.1.
+            momentum·batch. May be a tensor without dimensions. None gives all batches the same
+            share, as `num_batches_tracked` counts them. Default: 0.1.
         eps: ε, in the squared unit of x. Default: 1e-5.
         activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu" or "hardswish".
             Default: none.
@@ -65,35 +70,119 @@ def batch_norm(
         ValueError: one value a channel in training without a mask, `eps` out of range, one running
             average without the other, an unknown activation, a residual or mask of a wrong shape.
         RuntimeError: an input without channels, no running averages in evaluation, a parameter or
-            average of a wrong size or dtype.
+            average of a wrong size, dtype or device, averages that share memory.
         NotImplementedError: the input is not of a floating dtype.
         TypeError: the mask is not boolean.
 
     """
-    _check_input(input)
-    _check_training(input, running_mean, running_var, training, eps, mask)
-    _check_per_channel(input, running_mean, running_var, weight, bias)
-    _check_extras(input, activation, residual, mask)
-
-    if training:
-        moments = Moments.of(input.detach(), mask=mask)
-        mean, inverse = moments.mean, _inverse_deviation(moments, eps)
-        if running_mean is not None and running_var is not None:
-            _update(running_mean, running_var, moments, momentum)
-        if num_batches_tracked is not None:
-            # Here, beside the averages: activation checkpointing may end the call further down.
-            masked = isinstance(moments.count, Tensor)
-            num_batches_tracked.add_(moments.count >= 2 if masked else 1)
-    else:
-        assert running_mean is not None, "checked above; said here to the type checker"
-        assert running_var is not None
-        # Kept for backward: a copy, as a step in training before then changes the averages.
-        mean, inverse = running_mean.clone(), reference.inverse_deviation(running_var, eps)
-
-    output: Tensor = _Reference.apply(  # type: ignore[no-untyped-call]
-        input, mean, inverse, weight, bias, residual, mask, eps, activation, training
+    call = Call(
+        input,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        training,
+        momentum,
+        eps,
+        activation,
+        residual,
+        mask,
+        num_batches_tracked,
     )
-    return output.contiguous(memory_format=_memory_format(input))
+    compiling = torch.compiler.is_compiling()
+    if _fits_kernels(call, compiling):
+        if compiling:
+            check(call)
+        try:
+            return operators.batch_norm(call, compiling)
+        except RuntimeError:
+            check(call)  # says what was wrong with an argument, if it was one
+            raise
+    check(call)
+    return _torch(call) if _left_to_torch(call, compiling) else _reference(call)
+
+
+KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _fits_kernels(call: Call, compiling: bool) -> bool:
+    """Whether the kernels take it: dense, on the CPU, channels first or last, not empty.
+
+    A compiler fuses evaluation with its neighbours, and an exported graph should run without
+    Livella: both are better served by PyTorch's own operators.
+    """
+    x, residual = call.input, call.residual
+    if not native.loaded or not x.is_cpu or call.mask is not None or x.dim() < 2:
+        return False
+    if compiling and (not call.training or _exporting() or isinstance(call.momentum, Tensor)):
+        return False
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        return False
+    return x.dtype in KERNEL_DTYPES and x.numel() > 0 and (x.is_contiguous() or _is_last(x))
+
+
+def _is_last(x: Tensor) -> bool:
+    """Whether the channels lie innermost, and nothing lies between."""
+    return x.stride(1) == 1 and x.movedim(1, -1).is_contiguous()
+
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting() if hasattr(torch.compiler, "is_exporting") else False
+
+
+def _left_to_torch(call: Call, compiling: bool) -> bool:
+    """Whether PyTorch's own operator serves it best: another device's kernels, or a graph."""
+    if call.mask is not None or isinstance(call.momentum, Tensor) or call.input.numel() == 0:
+        return False
+    if call.training and call.momentum is None:
+        return False
+    return call.input.is_cuda or (compiling and (not call.training or _exporting()))
+
+
+def _torch(call: Call) -> Tensor:
+    """Leave normalization to PyTorch; the residual and the activation follow."""
+    z = F.batch_norm(
+        call.input,
+        call.running_mean,
+        call.running_var,
+        call.weight,
+        call.bias,
+        call.training,
+        cast(float, call.momentum),
+        call.eps,
+    )
+    if call.training and call.num_batches_tracked is not None:
+        call.num_batches_tracked.add_(1)
+    if call.residual is not None:
+        z = z + call.residual.to(z.dtype)
+    return z if call.activation is None else reference.ACTIVATIONS[call.activation].forward(z)
+
+
+def _reference(call: Call) -> Tensor:
+    x = call.input
+    if call.training:
+        moments = Moments.of(x.detach(), mask=call.mask)
+        mean, inverse = moments.mean, _inverse_deviation(moments, call.eps)
+        _update(call, moments)
+    else:
+        assert call.running_mean is not None, "checked above; said here to the type checker"
+        assert call.running_var is not None
+        # Kept for backward: a copy, as a step in training before then changes the averages.
+        mean = call.running_mean.clone()
+        inverse = reference.inverse_deviation(call.running_var, call.eps)
+    output: Tensor = _Reference.apply(  # type: ignore[no-untyped-call]
+        x,
+        mean,
+        inverse,
+        call.weight,
+        call.bias,
+        call.residual,
+        call.mask,
+        call.eps,
+        call.activation,
+        call.training,
+    )
+    return output.contiguous(memory_format=_memory_format(x))
 
 
 class _Reference(torch.autograd.Function):
@@ -150,19 +239,33 @@ def _inverse_deviation(moments: Moments, eps: float) -> Tensor:
     return reference.inverse_deviation(moments.m2 / at_least(1, moments.count), eps)
 
 
-def _update(
-    running_mean: Tensor, running_var: Tensor, moments: Moments, momentum: float | Tensor
-) -> None:
+def _update(call: Call, moments: Moments) -> None:
     """Take a batch of two values or more into the running averages, in the dtype of the moments."""
-    count = moments.count
-    if not isinstance(count, Tensor) and count < 2:
-        return
-    batch = (moments.mean, moments.variance(unbiased=True))
-    for running, new in zip((running_mean, running_var), batch, strict=True):
-        average = torch.lerp(running.to(new.dtype), new, momentum)
-        if isinstance(count, Tensor):
-            average = torch.where(count >= 2, average, running)
-        running.copy_(average)
+    count, counter = moments.count, call.num_batches_tracked
+    if (
+        call.running_mean is not None
+        and call.running_var is not None
+        and (isinstance(count, Tensor) or count >= 2)
+    ):
+        share = _share(call)
+        batch = (moments.mean, moments.variance(unbiased=True))
+        for running, new in zip((call.running_mean, call.running_var), batch, strict=True):
+            average = torch.lerp(running.to(new.dtype), new, share)
+            running.copy_(
+                torch.where(count >= 2, average, running) if isinstance(count, Tensor) else average
+            )
+    if counter is not None:
+        # Here, beside the averages: activation checkpointing may end the call further down.
+        counter.add_(count >= 2 if isinstance(count, Tensor) else 1)
+
+
+def _share(call: Call) -> float | Tensor:
+    """Give the share of this batch; where all batches have the same, that of one in all so far."""
+    if call.momentum is not None:
+        return call.momentum
+    assert call.num_batches_tracked is not None, "checked"
+    dtype = accumulation_dtype(call.input.dtype)
+    return (call.num_batches_tracked + 1).to(dtype).reciprocal()
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
@@ -173,112 +276,3 @@ def _memory_format(x: Tensor) -> torch.memory_format:
         if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
             return torch.channels_last_3d
     return torch.contiguous_format
-
-
-def _check_input(x: Tensor) -> None:
-    if x.dim() < 2:
-        raise RuntimeError(
-            f"batch_norm: expected an input of shape (N, C) or (N, C, ...), got {tuple(x.shape)}; "
-            "add the missing dimension with unsqueeze"
-        )
-    if not x.is_floating_point():
-        raise NotImplementedError(
-            f"batch_norm: expected an input of a floating dtype, got {x.dtype}; "
-            "convert it, for example with input.float()"
-        )
-
-
-def _check_training(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    eps: float,
-    mask: Tensor | None,
-) -> None:
-    if training and mask is None and count_elements(x.shape) == 1:
-        raise ValueError(
-            "batch_norm: expected more than one value per channel in training, got an input of "
-            f"shape {tuple(x.shape)}, whose variance is zero by construction; use a larger batch, "
-            "drop a last batch of one (drop_last=True), or put the layer in evaluation mode"
-        )
-    if eps < 0 or (training and eps == 0):
-        raise ValueError(
-            f"batch_norm: expected eps above zero (zero is allowed in evaluation), got {eps}; "
-            "the usual value is 1e-5"
-        )
-    if training and (running_mean is None) != (running_var is None):
-        raise ValueError(
-            "batch_norm: got one of running_mean and running_var and not the other; "
-            "pass both, or None for both"
-        )
-    if not training and (running_mean is None or running_var is None):
-        raise RuntimeError(
-            "batch_norm: expected running_mean and running_var in evaluation, got None; "
-            "pass both, or training=True to normalize by the batch"
-        )
-
-
-def _check_per_channel(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-) -> None:
-    channels, accepted = x.shape[1], (x.dtype, accumulation_dtype(x.dtype))
-    named = (
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-        ("weight", weight),
-        ("bias", bias),
-    )
-    for name, tensor in named:
-        if tensor is None:
-            continue
-        if tensor.dim() != 1 or tensor.shape[0] != channels:
-            raise RuntimeError(
-                f"batch_norm: expected {name} of shape ({channels},) for an input of shape "
-                f"{tuple(x.shape)}, whose dimension 1 holds the channels, "
-                f"got {tuple(tensor.shape)}; build the layer for this number of channels"
-            )
-        if tensor.dtype not in accepted:
-            raise RuntimeError(
-                f"batch_norm: expected {name} in {' or '.join(map(str, dict.fromkeys(accepted)))} "
-                f"for an input in {x.dtype}, got {tensor.dtype}; convert one of them"
-            )
-
-
-def _check_extras(
-    x: Tensor, activation: str | None, residual: Tensor | None, mask: Tensor | None
-) -> None:
-    check_activation(activation)
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(
-            f"batch_norm: expected a residual of the input's shape {tuple(x.shape)}, "
-            f"got {tuple(residual.shape)}; broadcast it first, with expand_as"
-        )
-    if mask is None:
-        return
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"batch_norm: expected a boolean mask, true where valid, got {mask.dtype}; "
-            "compare first, for example mask != 0"
-        )
-    wanted = (x.shape[0], *x.shape[2:])
-    sizes = zip(reversed(mask.shape), reversed(wanted), strict=False)
-    if mask.dim() > len(wanted) or any(got not in (1, size) for got, size in sizes):
-        raise ValueError(
-            f"batch_norm: expected a mask of shape {wanted} (the input's without its channels) or "
-            f"broadcastable to it, got {tuple(mask.shape)}; a mask of whole samples of shape (N,) "
-            "needs its missing dimensions, for example mask[:, None]"
-        )
-
-
-def check_activation(activation: str | None) -> None:
-    """Raise ValueError for a name that is not an activation known here."""
-    if activation is not None and activation not in reference.ACTIVATIONS:
-        raise ValueError(
-            f"unknown activation {activation!r}; "
-            f"expected None or one of {', '.join(map(repr, reference.ACTIVATIONS))}"
-        )

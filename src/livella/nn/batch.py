@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella import functional
-from livella.moments import accumulation_dtype
 
 
 class _Core(_NormBase):
@@ -67,18 +66,19 @@ class _Core(_NormBase):
         averages = (
             (self.running_mean, self.running_var) if tracking or not self.training else (None, None)
         )
+        counter = self.num_batches_tracked if tracking else None
         return functional.batch_norm(
             input,
             *averages,
             self.weight,
             self.bias,
             self.training or not has_averages,
-            self._momentum(),
+            0.0 if self.momentum is None and counter is None else self.momentum,
             self.eps,
             activation=self._activation(activation),
             residual=residual,
             mask=mask,
-            num_batches_tracked=self.num_batches_tracked if tracking else None,
+            num_batches_tracked=counter,
         )
 
     def _activation(self, of_this_call: str | None) -> str | None:
@@ -95,15 +95,6 @@ class _Core(_NormBase):
         return (
             described if self.activation is None else f"{described}, activation={self.activation}"
         )
-
-    def _momentum(self) -> float | Tensor:
-        """Give the share of the coming batch; the cumulative average of n batches gives it 1/n."""
-        if self.momentum is not None:
-            return self.momentum
-        if not self.training or self.num_batches_tracked is None or self.running_mean is None:
-            return 0.0
-        dtype = accumulation_dtype(self.running_mean.dtype)
-        return (self.num_batches_tracked + 1).to(dtype).reciprocal()
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  torch's name
         if input.dim() not in self.input_dims:

@@ -1,0 +1,171 @@
+"""What batch norm may be called with: errors say what was got, what was expected, what to do."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from livella import reference
+from livella.moments import accumulation_dtype, count_elements
+
+
+class Call(NamedTuple):
+    """The arguments of `livella.functional.batch_norm`, where they are documented."""
+
+    input: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    training: bool
+    momentum: float | Tensor | None
+    eps: float
+    activation: str | None
+    residual: Tensor | None
+    mask: Tensor | None
+    num_batches_tracked: Tensor | None
+
+
+def check(call: Call) -> None:
+    """Raise what `livella.functional.batch_norm` documents."""
+    _check_input(call.input)
+    _check_training(call)
+    _check_per_channel(call)
+    if call.training:
+        _check_averages(call)
+    _check_extras(call.input, call.activation, call.residual, call.mask)
+
+
+def _check_input(x: Tensor) -> None:
+    if x.dim() < 2:
+        raise RuntimeError(
+            f"batch_norm: expected an input of shape (N, C) or (N, C, ...), got {tuple(x.shape)}; "
+            "add the missing dimension with unsqueeze"
+        )
+    if not x.is_floating_point():
+        raise NotImplementedError(
+            f"batch_norm: expected an input of a floating dtype, got {x.dtype}; "
+            "convert it, for example with input.float()"
+        )
+
+
+def _check_training(call: Call) -> None:
+    x, training, eps = call.input, call.training, call.eps
+    running_mean, running_var = call.running_mean, call.running_var
+    if training and call.mask is None and count_elements(x.shape) == 1:
+        raise ValueError(
+            "batch_norm: expected more than one value per channel in training, got an input of "
+            f"shape {tuple(x.shape)}, whose variance is zero by construction; use a larger batch, "
+            "drop a last batch of one (drop_last=True), or put the layer in evaluation mode"
+        )
+    if eps < 0 or (training and eps == 0):
+        raise ValueError(
+            f"batch_norm: expected eps above zero (zero is allowed in evaluation), got {eps}; "
+            "the usual value is 1e-5"
+        )
+    if training and (running_mean is None) != (running_var is None):
+        raise ValueError(
+            "batch_norm: got one of running_mean and running_var and not the other; "
+            "pass both, or None for both"
+        )
+    if not training and (running_mean is None or running_var is None):
+        raise RuntimeError(
+            "batch_norm: expected running_mean and running_var in evaluation, got None; "
+            "pass both, or training=True to normalize by the batch"
+        )
+
+
+def _check_per_channel(call: Call) -> None:
+    x = call.input
+    channels, accepted = x.shape[1], (x.dtype, accumulation_dtype(x.dtype))
+    named = (
+        ("running_mean", call.running_mean),
+        ("running_var", call.running_var),
+        ("weight", call.weight),
+        ("bias", call.bias),
+    )
+    for name, tensor in named:
+        if tensor is None:
+            continue
+        if tensor.dim() != 1 or tensor.shape[0] != channels:
+            raise RuntimeError(
+                f"batch_norm: expected {name} of shape ({channels},) for an input of shape "
+                f"{tuple(x.shape)}, whose dimension 1 holds the channels, "
+                f"got {tuple(tensor.shape)}; build the layer for this number of channels"
+            )
+        if tensor.device != x.device:
+            raise RuntimeError(
+                f"batch_norm: expected {name} on the input's device {x.device}, "
+                f"got {tensor.device}; move one of them with .to(...)"
+            )
+        if tensor.dtype not in accepted:
+            raise RuntimeError(
+                f"batch_norm: expected {name} in {' or '.join(map(str, dict.fromkeys(accepted)))} "
+                f"for an input in {x.dtype}, got {tensor.dtype}; convert one of them"
+            )
+
+
+def _check_averages(call: Call) -> None:
+    running_mean, running_var = call.running_mean, call.running_var
+    if running_mean is None or running_var is None:
+        return
+    if call.momentum is None and call.num_batches_tracked is None:
+        raise ValueError(
+            "batch_norm: got momentum=None, which averages all batches equally, and no "
+            "num_batches_tracked to count them; pass the counter, or a number as momentum"
+        )
+    for name, tensor in (("running_mean", running_mean), ("running_var", running_var)):
+        if tensor.numel() > 1 and tensor.stride(0) == 0:
+            raise RuntimeError(
+                f"batch_norm: expected {name} with memory of its own for each channel, got an "
+                "expanded tensor, whose elements overlap; call .clone() on it first"
+            )
+    if running_mean is running_var or _in_one_place(running_mean, running_var):
+        raise RuntimeError(
+            "batch_norm: got running_mean and running_var in the same memory, where each "
+            "would overwrite the other; give each its own tensor"
+        )
+
+
+def _in_one_place(a: Tensor, b: Tensor) -> bool:
+    """Whether both are the same memory; a compiler's tensors have none to compare."""
+    if torch.compiler.is_compiling() or a.is_meta or a.numel() == 0:
+        return False
+    return type(a) is type(b) is Tensor and a.is_set_to(b)
+
+
+def _check_extras(
+    x: Tensor, activation: str | None, residual: Tensor | None, mask: Tensor | None
+) -> None:
+    check_activation(activation)
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(
+            f"batch_norm: expected a residual of the input's shape {tuple(x.shape)}, "
+            f"got {tuple(residual.shape)}; broadcast it first, with expand_as"
+        )
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"batch_norm: expected a boolean mask, true where valid, got {mask.dtype}; "
+            "compare first, for example mask != 0"
+        )
+    wanted = (x.shape[0], *x.shape[2:])
+    sizes = zip(reversed(mask.shape), reversed(wanted), strict=False)
+    if mask.dim() > len(wanted) or any(got not in (1, size) for got, size in sizes):
+        raise ValueError(
+            f"batch_norm: expected a mask of shape {wanted} (the input's without its channels) or "
+            f"broadcastable to it, got {tuple(mask.shape)}; a mask of whole samples of shape (N,) "
+            "needs its missing dimensions, for example mask[:, None]"
+        )
+
+
+def check_activation(activation: str | None) -> None:
+    """Raise ValueError for a name that is not an activation known here."""
+    if activation is not None and activation not in reference.ACTIVATIONS:
+        raise ValueError(
+            f"unknown activation {activation!r}; "
+            f"expected None or one of {', '.join(map(repr, reference.ACTIVATIONS))}"
+        )

@@ -1,0 +1,2 @@
+#define LIVELLA_ISA avx2
+#include "variant.h"

@@ -1,0 +1,2 @@
+#define LIVELLA_ISA avx512
+#include "variant.h"

@@ -1,0 +1,81 @@
+// What the backward passes of both layouts share: where dz comes from, and what its sums become.
+#pragma once
+
+#include "rows.h"
+
+namespace livella {
+namespace LIVELLA_ISA {
+
+// What the derivative of the activation is told by: nothing, x, the saved y, or x and the residual.
+enum class Source { none, input, output, residual };
+
+inline Source source_of(const Backward& job) {
+  if (job.activation == Activation::none) return Source::none;
+  if (job.saved == nullptr) return Source::input;
+  return told_by_output(job.activation) ? Source::output : Source::residual;
+}
+
+// x − mean and dz from the element `at` onwards, of one channel or of neighbouring ones.
+template <class T, Activation fixed, Source source>
+struct Derivative {
+  using L = Lanes<T>;
+  using A = typename L::Acc;
+  using V = Vec<A>;
+
+  static constexpr bool reads_saved = source == Source::output || source == Source::residual;
+  static constexpr bool reads_input = source == Source::input || source == Source::residual;
+
+  const T *x, *dy, *saved;
+  Activation activation;
+  V mean, scale, shift;
+
+  Derivative(const Backward& job, int64_t at)
+      : x(static_cast<const T*>(job.x) + at),
+        dy(static_cast<const T*>(job.dy) + at),
+        saved(reads_saved ? static_cast<const T*>(job.saved) + at : nullptr),
+        activation(job.activation) {}
+
+  Derivative(const Backward& job, int64_t at, const Affine<A>& affine) : Derivative(job, at) {
+    mean = splat(affine.mean), scale = splat(affine.scale), shift = splat(affine.shift);
+  }
+
+  template <class Extent>
+  V centred(int64_t i, Extent extent) const {
+    return L::load(x + i, extent) - mean;
+  }
+
+  template <class Extent>
+  V dz(int64_t i, V centred, Extent extent) const {
+    const V grad = L::load(dy + i, extent);
+    if constexpr (source == Source::none) return grad;
+    V z;
+    if constexpr (source == Source::output) {
+      z = L::load(saved + i, extent);
+    } else {
+      z = centred * scale + shift;
+      if constexpr (source == Source::residual) z += L::load(saved + i, extent);
+    }
+    return differentiate<fixed, A>(activation, z, grad);
+  }
+};
+
+struct PairOfSums {
+  double dz = 0, dzx = 0;  // Σdz and Σdz·(x − mean), the mean as rounded to the type computed in
+};
+
+// Writes dγ and dβ of a channel, and gives what dx is made of.
+template <class A>
+inline Gradient<A> finish_gradient(const Backward& job, int64_t c, PairOfSums sums) {
+  const double mean = job.mean[c], inverse = job.inverse[c];
+  const double dzx = sums.dzx - (mean - static_cast<double>(static_cast<A>(mean))) * sums.dz;
+  if (job.dweight) {
+    job.dweight[c] = dzx * inverse;
+    job.dbias[c] = sums.dz;
+  }
+  if (!job.from_batch) return Gradient<A>(inverse, job.weight[c]);
+  const double count = static_cast<double>(job.layout.count());
+  return Gradient<A>(inverse, job.weight[c], mean, count, sums.dz, dzx);
+}
+
+}  // namespace LIVELLA_ISA
+}  // namespace livella

@@ -1,0 +1,84 @@
+// What the kernels offer: one table of functions for each instruction set. Nothing here knows torch.
+#pragma once
+
+#include <cstdint>
+
+namespace livella {
+
+enum class Type { f32, f64, bf16, f16 };
+enum class Activation { none, relu, relu6, leaky_relu, silu, hardswish };
+
+// How memory is laid out: x[n][c][s] where channels come first, x[n][s][c] where they come last.
+struct Layout {
+  int64_t samples, channels, positions;
+  bool channels_last;
+
+  int64_t count() const { return samples * positions; }  // of values in a channel
+  int64_t size() const { return count() * channels; }
+};
+
+// Runs body(context, begin, end) over parts of [0, size), on several threads where it can.
+struct Threads {
+  void (*run)(int64_t size, void (*body)(void*, int64_t, int64_t), void* context);
+  int64_t count;
+};
+
+// y = act((x − μ)·σ⁻¹·γ + β + r). Per-channel arrays are double, whatever the type of x.
+struct Forward {
+  Layout layout;
+  Type type;
+  Activation activation;
+  const void* x;
+  const void* residual;  // may be null
+  void* y;
+  const double* weight;  // γ
+  const double* bias;    // β
+  double* mean;          // μ: written in training, read in evaluation
+  double* variance;      // σ², biased: as the mean
+  double eps;
+  bool training;
+  bool stream;  // write past the caches
+  Threads threads;
+};
+
+// The gradients of it. `saved` is what tells the activation's derivative beside x: y after a residual
+// for the activations whose sign survives in y, the residual for the others, else null.
+struct Backward {
+  Layout layout;
+  Type type;
+  Activation activation;
+  const void* x;
+  const void* dy;
+  const void* saved;
+  void* dx;         // null: not wanted
+  void* dresidual;  // null: not wanted, or dy itself
+  const double* weight;
+  const double* bias;
+  const double* mean;
+  const double* inverse;  // σ⁻¹
+  double* dweight;
+  double* dbias;
+  bool from_batch;  // μ and σ depend on x
+  bool stream;
+  Threads threads;
+};
+
+// Bytes written without reading them first: what memory allows, to measure the others against.
+struct Stream {
+  const float *a, *b;  // b may be null: a copy
+  float* out;
+  int64_t size;
+  Threads threads;
+};
+
+struct Kernels {
+  const char* name;
+  void (*forward)(const Forward&);
+  void (*backward)(const Backward&);
+  void (*stream)(const Stream&);
+};
+
+// The table for this processor, or the one that LIVELLA_ISA names; null where it cannot run here.
+const Kernels* choose_kernels(const char* wanted);
+
+}  // namespace livella

@@ -1,0 +1,72 @@
+// Moments of parts, and what a channel's moments make of its parameters.
+#pragma once
+
+#include <cmath>
+
+#include "activation.h"
+
+namespace livella {
+namespace LIVELLA_ISA {
+
+// Where a mean is infinite the shift from it is not a number; the mean of the whole is infinite.
+inline double shifted(double mean, double shift, double other) {
+  const double whole = mean + shift;
+  return whole == whole ? whole : mean + other;
+}
+
+// As livella.Moments: how many values, their mean, the sum of their squared deviations from it.
+struct Moments {
+  double count = 0, mean = 0, m2 = 0;
+
+  // Exact in any grouping (Chan, Golub & LeVeque 1983).
+  void merge(const Moments& other) {
+    if (other.count == 0) return;
+    const double total = count + other.count;
+    const double delta = other.mean - mean, shift = delta * (other.count / total);
+    m2 += other.m2 + delta * shift * count;
+    mean = shifted(mean, shift, other.mean);
+    count = total;
+  }
+};
+
+// Moments from sums of deviations from a pivot near the mean, and of their squares. The pivot is the
+// mean of a few of the values: so the squares are at most a few times as large as those from the
+// mean itself, and little is lost in the difference.
+inline Moments from_sums(double count, double pivot, double sum, double squares) {
+  const double shift = sum / count;
+  const double m2 = squares - sum * shift;
+  return {count, pivot + shift, m2 < 0 ? 0 : m2};  // NaN stays NaN
+}
+
+// z = (x − mean)·scale + shift: the mean in the type computed in, what that rounds away in the shift.
+// So a large mean costs no accuracy, in double or in float.
+template <class A>
+struct Affine {
+  A mean, scale, shift;
+
+  Affine() = default;
+  Affine(double mu, double inverse, double weight, double bias)
+      : mean(static_cast<A>(mu)), scale(static_cast<A>(inverse * weight)) {
+    const double lost = std::isfinite(mu) ? mu - static_cast<double>(mean) : 0;
+    shift = static_cast<A>(bias - lost * inverse * weight);
+  }
+};
+
+// dx = dz·grad + (x − mean)·slope + shift, from the sums over the batch Σdz and Σdz·(x − μ).
+template <class A>
+struct Gradient {
+  A grad, slope = 0, shift = 0;
+
+  Gradient() = default;
+  Gradient(double inverse, double weight) : grad(static_cast<A>(inverse * weight)) {}
+  Gradient(double inverse, double weight, double mu, double count, double dz, double dzx)
+      : Gradient(inverse, weight) {
+    const double full = inverse * weight, lost = mu - static_cast<double>(static_cast<A>(mu));
+    const double incline = -full * inverse * inverse * dzx / count;
+    slope = static_cast<A>(incline);
+    shift = static_cast<A>(-full * dz / count - incline * lost);
+  }
+};
+
+}  // namespace LIVELLA_ISA
+}  // namespace livella

@@ -1,0 +1,2 @@
+#define LIVELLA_ISA portable
+#include "variant.h"

@@ -1,0 +1,141 @@
+// x[n][c][s] with few positions, 7×7 say: the channels of a sample, taken together, are one row.
+//
+// So vectors run across the borders of channels, and none is cut short at the end of each. A strip is
+// some channels of all samples: a thread takes it through both passes in its cache.
+#pragma once
+
+#include "columns.h"
+
+namespace livella {
+namespace LIVELLA_ISA {
+namespace short_rows {
+
+constexpr int64_t kColumns = 1024;          // in a strip, about
+constexpr int64_t kStripBytes = 256 << 10;  // of one array, about: what a core's cache holds
+
+inline int64_t strip_width(const Layout& layout, int64_t element, const Threads& threads) {
+  int64_t columns = kStripBytes / (layout.samples * element);
+  if (columns > kColumns) columns = kColumns;
+  int64_t width = columns / layout.positions;
+  const int64_t shared = layout.channels / (2 * threads.count);  // enough strips for all threads
+  if (width > shared) width = shared;
+  return width < 1 ? 1 : width;
+}
+
+struct Strip {
+  int64_t positions, first, channels;  // its first channel, and how many
+  Rows rows;
+
+  Strip(const Layout& layout, int64_t width, int64_t index)
+      : positions(layout.positions), first(index * width) {
+    channels = layout.channels - first < width ? layout.channels - first : width;
+    rows = {first * positions, layout.samples, layout.channels * positions, channels * positions};
+  }
+  // Calls f(channel, its columns' first, one past their last) for each channel of the strip.
+  template <class F>
+  void each(F&& f) const {
+    for (int64_t c = 0; c < channels; c++) f(first + c, c * positions, (c + 1) * positions);
+  }
+};
+
+template <class A>
+inline double total(const A* sums, int64_t from, int64_t to) {
+  Vec<A> all = {};
+  over_columns<A>(to - from, [&](int64_t c, auto extent) {
+    all += Lanes<A>::load(sums + from + c, extent);
+  });
+  return sum<A>(all);
+}
+
+// One pivot a channel: the mean of its values in the block's first row, where that is finite.
+template <class T>
+inline void find_pivots(const T* x, const Strip& strip, const Rows& rows,
+                        typename Lanes<T>::Acc* pivots) {
+  using L = Lanes<T>;
+  using A = typename L::Acc;
+  strip.each([&](int64_t, int64_t from, int64_t to) {
+    Vec<A> all = {};
+    over_columns<A>(to - from, [&](int64_t c, auto extent) {
+      all += L::load(x + rows.start + from + c, extent);
+    });
+    const A mean = sum<A>(all) / static_cast<A>(to - from);
+    for (int64_t c = from; c < to; c++) pivots[c] = std::isfinite(mean) ? mean : 0;
+  });
+}
+
+template <class T, Activation fixed, bool residual>
+void forward(const Forward& job) {
+  using A = typename Lanes<T>::Acc;
+  const T* x = static_cast<const T*>(job.x);
+  const int64_t width = strip_width(job.layout, sizeof(T), job.threads);
+  const int64_t strips = ceil_div(job.layout.channels, width);
+  parallel(job.threads, job.layout.size(), strips, [&](int64_t begin, int64_t end) {
+    Triple<A> sums(width * job.layout.positions);
+    Affines<A> affines(width * job.layout.positions);
+    std::unique_ptr<Moments[]> moments(new Moments[width]);
+    for (int64_t index = begin; index < end; index++) {
+      const Strip strip(job.layout, width, index);
+      for (int64_t c = 0; c < strip.channels; c++) moments[c] = Moments();
+      if (job.training)
+        blocks(strip.rows, [&](const Rows& rows) {
+          find_pivots(x, strip, rows, sums.a);
+          sum_deviations(x, rows, sums);
+          strip.each([&](int64_t c, int64_t from, int64_t to) {
+            moments[c - strip.first].merge(
+                from_sums(static_cast<double>(rows.count * strip.positions), sums.a[from],
+                          total(sums.b, from, to), total(sums.c, from, to)));
+          });
+        });
+      strip.each([&](int64_t c, int64_t from, int64_t to) {
+        if (job.training) {
+          job.mean[c] = moments[c - strip.first].mean;
+          job.variance[c] = moments[c - strip.first].m2 / moments[c - strip.first].count;
+        }
+        const double inverse = 1 / std::sqrt(job.variance[c] + job.eps);
+        const Affine<A> affine(job.mean[c], inverse, job.weight[c], job.bias[c]);
+        for (int64_t k = from; k < to; k++) affines.set(k, affine);
+      });
+      forward_rows<T, fixed, residual>(job, strip.rows, affines);
+    }
+    end_stream();
+  });
+}
+
+template <class T, class Derivative, class Again>
+void backward(const Backward& job, const Backward& second) {
+  using A = typename Lanes<T>::Acc;
+  const int64_t width = strip_width(job.layout, 2 * sizeof(T), job.threads);
+  const int64_t strips = ceil_div(job.layout.channels, width);
+  const bool sums_wanted = job.dweight != nullptr || job.dresidual != nullptr;
+  parallel(job.threads, job.layout.size(), strips, [&](int64_t begin, int64_t end) {
+    Triple<A> sums(width * job.layout.positions);
+    Affines<A> affines(width * job.layout.positions), gradients(width * job.layout.positions);
+    std::unique_ptr<PairOfSums[]> wholes(new PairOfSums[width]);
+    for (int64_t index = begin; index < end; index++) {
+      const Strip strip(job.layout, width, index);
+      strip.each([&](int64_t c, int64_t from, int64_t to) {
+        const Affine<A> affine(job.mean[c], job.inverse[c], job.weight[c], job.bias[c]);
+        for (int64_t k = from; k < to; k++) affines.set(k, affine);
+        wholes[c - strip.first] = PairOfSums();
+      });
+      if (sums_wanted)
+        blocks(strip.rows, [&](const Rows& rows) {
+          sum_gradients<T, Derivative>(job, rows, affines, sums);
+          strip.each([&](int64_t c, int64_t from, int64_t to) {
+            wholes[c - strip.first].dz += total(sums.b, from, to);
+            wholes[c - strip.first].dzx += total(sums.c, from, to);
+          });
+        });
+      strip.each([&](int64_t c, int64_t from, int64_t to) {
+        const Gradient<A> gradient = finish_gradient<A>(job, c, wholes[c - strip.first]);
+        for (int64_t k = from; k < to; k++) gradients.set(k, gradient);
+      });
+      if (job.dx) backward_rows<T, Again>(second, strip.rows, affines, gradients);
+    }
+    end_stream();
+  });
+}
+
+}  // namespace short_rows
+}  // namespace LIVELLA_ISA
+}  // namespace livella
