@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 import livella
+from livella import bench as benchmark
 from livella import report
 from livella.report import text
 
@@ -78,6 +79,83 @@ def study(
     print(f"\nThe page: {page}")
 
 
+@app.command()
+def bench(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A minute's worth, without torch.compile.")
+    ] = False,
+    models: Annotated[
+        bool,
+        typer.Option(
+            "--models", help="Whole training steps as well; with --only step nothing else."
+        ),
+    ] = False,
+    only: Annotated[
+        str,
+        typer.Option(
+            help='Words that the name of a case must hold: "backward relu 56x56 bfloat16".'
+        ),
+    ] = "",
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Threads to measure with; by default those that torch has."),
+    ] = None,
+    runs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Rounds of every case, in place of as many as steady figures take."),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Measure torch.compile in some cases.")
+    ] = True,
+    compiled_models: Annotated[
+        bool, typer.Option("--compile-models", help="And in training steps: minutes to build.")
+    ] = False,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="The folder for rows and page; by default benchmarks/results in a checkout of "
+            "Livella, else livella-bench."
+        ),
+    ] = None,
+    render: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Measure nothing; show the rows of this file again."),
+    ] = None,
+) -> None:
+    """Measure batch normalization on this machine: ours, torch's, and what memory allows.
+
+    All contenders are called in turn in one process. Ctrl-C ends it and keeps what was measured.
+    """
+    with _told_in_one_line():
+        if render is not None:
+            _show_bench(benchmark.read(render), render)
+            return
+        asked = benchmark.plan(
+            quick=quick,
+            models=models,
+            only=only,
+            threads=threads,
+            runs=runs,
+            compiled=compiled,
+            compiled_steps=compiled_models,
+        )
+        print(asked.describe(), file=sys.stderr)
+        result = benchmark.bench(asked, out)
+        if result.record.measured:
+            _show_bench(result.record, result.path)
+    for note in result.notes:
+        print("note:", note)
+    if result.interrupted:
+        kept = f"the rows so far are in {result.path}" if result.record.measured else "no row yet"
+        _end(f"interrupted; {kept}", INTERRUPTED)
+
+
+def _show_bench(record: benchmark.Record, path: Path) -> None:
+    benchmark.show(record, Console())
+    page = benchmark.write_page(record, path.with_suffix(".html"))
+    print(f"\nThe rows: {path}\nThe page: {page}")
+
+
 @contextmanager
 def _told_in_one_line() -> Iterator[None]:
     """What the user can mend becomes one line on stderr and exit code 2, without a traceback."""
@@ -85,7 +163,7 @@ def _told_in_one_line() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _end("interrupted; finished trials are kept, and the same command goes on", INTERRUPTED)
-    except (livella.StudyError, OSError) as error:
+    except (livella.StudyError, benchmark.BenchError, OSError) as error:
         _end(str(error), 2)
 
 

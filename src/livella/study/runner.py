@@ -13,7 +13,8 @@ import joblib
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from livella.study import provenance, sources, trial
+from livella import provenance
+from livella.study import sources, trial
 from livella.study.claim import Claim, Done, Scope
 from livella.study.errors import StudyError
 from livella.study.store import Row
@@ -140,4 +141,4 @@ def run_trial(one: Trial) -> Row:
         outcome = trial.run(one)
     except Exception as error:
         outcome = Outcome(error=sources.in_words(error))
-    return Row(one, outcome, round(time.perf_counter() - start, 3), provenance.of_run())
+    return Row(one, outcome, round(time.perf_counter() - start, 3), provenance.of_run(threads=1))

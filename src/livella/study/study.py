@@ -10,8 +10,9 @@ from pathlib import Path
 import joblib
 import torch
 
+from livella import provenance
 from livella.study import data as datasets
-from livella.study import models, provenance, runner, sources, store
+from livella.study import models, runner, sources, store
 from livella.study.claim import Claim, Scope
 from livella.study.claims import CLAIMS
 from livella.study.errors import StudyError
@@ -80,7 +81,7 @@ def study(
         trials_reused=len(wanted) - ran,
         seconds=seconds if ran else 0.0,
         computed=sum(took[trial] for trial in wanted),
-        provenance=provenance.of_run(),
+        provenance=provenance.of_run(threads=1),
     )
 
 

@@ -10,10 +10,20 @@ from importlib import metadata
 from pathlib import Path
 
 
-def of_run() -> dict[str, str]:
-    """What is the same for all trials of a run, and the time now."""
+def of_run(threads: int) -> dict[str, str]:
+    """What is the same for all rows of a run on so many threads, and the time now."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    return {**_of_machine(), "date": now.isoformat(timespec="seconds")}
+    return {
+        **_of_machine(),
+        "threads": str(threads),
+        "date": now.isoformat(timespec="seconds"),
+    }
+
+
+def checkout() -> Path | None:
+    """The source checkout this runs from, if it is one."""
+    root = Path(__file__).parents[2]
+    return root if (root / ".git").exists() else None
 
 
 @functools.lru_cache
@@ -26,14 +36,13 @@ def _of_machine() -> dict[str, str]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "processor": _processor(),
-        "threads": "1",
     }
 
 
 def _commit() -> str:
     """The commit of a source checkout, with "+" where files differ from it; empty elsewhere."""
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
+    root = checkout()
+    if root is None:
         return ""
 
     def git(*words: str) -> str:
