@@ -20,30 +20,66 @@ TOLD_BY_OUTPUT = ("relu", "relu6", "leaky_relu")
 
 
 def batch_norm(call: Call, compiling: bool) -> Tensor:
-    """Run a checked call, or one whose fault the kernels will find before they change anything.
+    """Run a checked call, or one whose fault the kernels find before they change anything.
 
     Raises:
         RuntimeError: the kernels refused an argument.
 
     """
-    momentum, residual = call.momentum, call.residual
-    # A compiler sees one operator and its gradient; otherwise the dispatcher's round is spared.
-    run = torch.ops.livella.batch_norm.default if compiling else BatchNorm.apply
-    output: Tensor = run(  # type: ignore[no-untyped-call]
+    residual = call.residual
+    if residual is not None and residual.stride() != call.input.stride():
+        call = call._replace(residual=like(residual, call.input))
+    if isinstance(call.momentum, Tensor):
+        call = call._replace(momentum=float(call.momentum))
+    output: Tensor
+    if compiling:  # the compiler sees one operator, and knows its gradient
+        output = torch.ops.livella.batch_norm.default(*_arguments(call))[0]
+    elif torch.is_grad_enabled():
+        output = BatchNorm.apply(call.input, call.weight, call.bias, call.residual, call)  # type: ignore[no-untyped-call]
+    elif call.training:
+        output = _run(call)[0]
+    else:
+        output = _evaluate(call)
+    if output.dim() == 3 and not output.is_contiguous():
+        return output.contiguous()  # as torch's: of (N, C, L) it knows no other layout
+    return output
+
+
+def _arguments(call: Call) -> tuple[Any, ...]:
+    return (
         call.input,
         call.weight,
         call.bias,
-        None if residual is None else like(residual, call.input),
+        call.residual,
         call.running_mean,
         call.running_var,
         call.num_batches_tracked,
         call.training,
-        float(momentum) if isinstance(momentum, Tensor) else momentum,
+        call.momentum,
         call.eps,
         call.activation,
-    )[0]
-    if output.dim() == 3 and not output.is_contiguous():
-        return output.contiguous()  # as torch's: of (N, C, L) it knows no other layout
+    )
+
+
+def _run(call: Call) -> tuple[Tensor, Tensor]:
+    """Give y, and μ and σ⁻¹ as a tensor of shape (2, C)."""
+    with torch._C._AutoDispatchBelowAutograd():
+        both: tuple[Tensor, Tensor] = torch.ops.livella.batch_norm.default(*_arguments(call))
+    return both
+
+
+def _evaluate(call: Call) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        output: Tensor = torch.ops.livella.batch_norm_inference.default(
+            call.input,
+            call.running_mean,
+            call.running_var,
+            call.weight,
+            call.bias,
+            call.residual,
+            call.eps,
+            call.activation,
+        )
     return output
 
 
@@ -57,67 +93,68 @@ class BatchNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        num_batches_tracked: Tensor | None,
-        training: bool,
-        momentum: float | None,
-        eps: float,
-        activation: str | None,
-    ) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output, statistics = torch.ops.livella.batch_norm.default(
-                x,
-                weight,
-                bias,
-                residual,
-                running_mean,
-                running_var,
-                num_batches_tracked,
-                training,
-                momentum,
-                eps,
-                activation,
-            )
+        call: Call,
+    ) -> Tensor:
+        output, statistics = _run(call)
         kept = None
-        if residual is not None and activation is not None:
-            kept = output if activation in TOLD_BY_OUTPUT else residual
+        if residual is not None and call.activation is not None:
+            kept = output if call.activation in TOLD_BY_OUTPUT else residual
         ctx.save_for_backward(x, weight, bias, statistics, kept)
-        ctx.mark_non_differentiable(statistics)
-        ctx.set_materialize_grads(False)
-        ctx.settings = (training, eps, activation, residual is not None)
-        return output, statistics
+        ctx.settings = (call.training, call.eps, call.activation, residual is not None)
+        return output
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if dy is None:
-            return (None,) * 11
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            return (*_differentiable(ctx, dy), *(None,) * 7)
+            return (*_differentiable(ctx, dy), None)
         x, weight, bias, statistics, kept = ctx.saved_tensors
         training, _eps, activation, has_residual = ctx.settings
-        wants_x, wants_weight, wants_bias, wants_residual = ctx.needs_input_grad[:4]
-        dy = like(dy, x)
-        dx, dweight, dbias, dresidual = torch.ops.livella.batch_norm_backward.default(
-            dy,
-            x,
-            statistics,
-            weight,
-            bias,
-            kept,
-            activation,
-            training,
-            wants_x,
-            wants_weight or wants_bias,
-            wants_residual,
-        )
+        wants_x, wants_weight, wants_bias, wants_residual, _ = ctx.needs_input_grad
+        with torch._C._AutoDispatchBelowAutograd():
+            dx, dweight, dbias, dresidual = torch.ops.livella.batch_norm_backward.default(
+                like(dy, x),
+                x,
+                statistics,
+                weight,
+                bias,
+                kept,
+                activation,
+                training,
+                wants_x,
+                wants_weight or wants_bias,
+                wants_residual,
+            )
+        if has_residual and activation is None:
+            dresidual = dy
         return (
             dx if wants_x else None,
             dweight if wants_weight else None,
             dbias if wants_bias else None,
-            (dy if activation is None else dresidual) if has_residual and wants_residual else None,
-            *(None,) * 7,
+            dresidual if wants_residual else None,
+            None,
         )
+
+
+class Statistics(torch.autograd.Function):
+    """`BatchNorm` for the dispatcher: gives μ and σ⁻¹ as well, without a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        call: Call,
+    ) -> tuple[Tensor, Tensor]:
+        output = BatchNorm.forward(ctx, x, weight, bias, residual, call)
+        statistics = ctx.to_save[3]
+        ctx.mark_non_differentiable(statistics)
+        return output, statistics
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        return BatchNorm.backward(ctx, dy)
 
 
 def _differentiable(ctx: Any, dy: Tensor) -> list[Tensor | None]:
@@ -181,8 +218,59 @@ def _fake_backward(
     )
 
 
+def _differentiated(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    call = Call(
+        x,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        training,
+        momentum,
+        eps,
+        activation,
+        residual,
+        None,
+        num_batches_tracked,
+    )
+    both: tuple[Tensor, Tensor] = Statistics.apply(x, weight, bias, residual, call)  # type: ignore[no-untyped-call]
+    return both
+
+
+def _evaluated(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str | None,
+) -> Tensor:
+    of = (x, weight, bias, residual, mean, var)
+    return _differentiated(*of, None, False, None, eps, activation)[0]
+
+
+def _fake_inference(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
 if native.loaded:
     _library = torch.library.Library("livella", "IMPL")
-    _library.impl("batch_norm", BatchNorm.apply, "Autograd")
+    _library.impl("batch_norm", _differentiated, "Autograd")
+    _library.impl("batch_norm_inference", _evaluated, "Autograd")
     torch.library.register_fake("livella::batch_norm", _fake)
+    torch.library.register_fake("livella::batch_norm_inference", _fake_inference)
     torch.library.register_fake("livella::batch_norm_backward", _fake_backward)

@@ -99,6 +99,29 @@ void check_like(const Tensor& t, const Tensor& x, const char* name) {
                   "contiguous(memory_format=...)");
 }
 
+// New tensors by the shortest way there is: a call on a small input costs little else.
+Tensor new_tensor(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
+int32_t dtype_of(const Tensor& x) {
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  return dtype;
+}
+
+Tensor new_like(const Tensor& x) {
+  return new_tensor(x.dim(), x.sizes().data(), x.strides().data(), dtype_of(x));
+}
+
+Tensor new_vector(int64_t size, int32_t dtype) {
+  const int64_t stride = 1;
+  return new_tensor(1, &size, &stride, dtype);
+}
+
 // Numbers of one a channel, in the type of x or the one it is computed in.
 Numbers per_channel(const Tensor& t, const Tensor& x, const char* name) {
   const int64_t channels = x.size(1);
@@ -165,8 +188,9 @@ std::tuple<Tensor, Tensor> batch_norm(Tensor input, Optional weight, Optional bi
 
   const auto gamma = read(weight, input, 1, "weight");
   const auto beta = read(bias, input, 0, "bias");
-  Tensor output = torch::stable::empty_like(input);
-  Tensor statistics = torch::stable::new_empty(input, {2, channels}, ScalarType::Double);
+  Tensor output = new_like(input);
+  const int64_t sizes[2] = {2, channels}, strides[2] = {channels, 1};
+  Tensor statistics = new_tensor(2, sizes, strides, aoti_torch_dtype_float64());
   double* mean = statistics.mutable_data_ptr<double>();
   double* variance = mean + channels;
   if (!training) read_numbers(averages[0], mean), read_numbers(averages[1], variance);
@@ -186,6 +210,25 @@ std::tuple<Tensor, Tensor> batch_norm(Tensor input, Optional weight, Optional bi
   return {output, statistics};
 }
 
+// In evaluation, with nothing kept for a gradient.
+Tensor batch_norm_inference(Tensor input, Tensor mean, Tensor var, Optional weight, Optional bias,
+                            Optional residual, double eps, std::optional<std::string> activation) {
+  const Layout layout = layout_of(input);
+  if (residual) check_like(*residual, input, "a residual");
+  STD_TORCH_CHECK(eps >= 0, "livella: expected eps not below zero");
+  const Activation act = activation_of(activation);
+  auto mu = read(mean, input, 0, "running_mean"), variance = read(var, input, 1, "running_var");
+  const auto gamma = read(weight, input, 1, "weight");
+  const auto beta = read(bias, input, 0, "bias");
+  Tensor output = new_like(input);
+  advise_huge_pages(output.mutable_data_ptr(), output.numel() * output.element_size());
+  kernels().forward({layout, type_of(input), act, input.const_data_ptr(),
+                     residual ? residual->const_data_ptr() : nullptr, output.mutable_data_ptr(),
+                     gamma.data(), beta.data(), mu.data(), variance.data(), eps, false,
+                     worth_streaming(output), threads()});
+  return output;
+}
+
 // The gradients of input, weight, bias and residual; empty where not asked for, or, for the residual
 // without an activation, the gradient of the output itself.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
@@ -203,9 +246,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
   const bool keep_dz = residual_grad && act != Activation::none;
   const auto gamma = read(weight, input, 1, "weight");
   const auto beta = read(bias, input, 0, "bias");
-  const auto none = [&] { return torch::stable::new_empty(input, {0}); };
-  Tensor dx = input_grad ? torch::stable::empty_like(input) : none();
-  Tensor dresidual = keep_dz ? torch::stable::empty_like(input) : none();
+  const auto none = [&] { return new_vector(0, dtype_of(input)); };
+  Tensor dx = input_grad ? new_like(input) : none();
+  Tensor dresidual = keep_dz ? new_like(input) : none();
   const bool sums = parameters_grad || training;
   std::vector<double> sum(sums ? 2 * channels : 0);
   if (input_grad) advise_huge_pages(dx.mutable_data_ptr(), dx.numel() * dx.element_size());
@@ -221,12 +264,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
                       sums ? sum.data() + channels : nullptr, training,
                       worth_streaming(input), threads()});
 
-  const ScalarType accumulated =
-      input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const int32_t accumulated = type_of(input) == Type::f64 ? aoti_torch_dtype_float64()
+                                                          : aoti_torch_dtype_float32();
   const auto gradient = [&](const Optional& parameter, const double* values) {
     if (!parameters_grad) return none();
-    const ScalarType type = parameter ? parameter->scalar_type() : accumulated;
-    Tensor out = torch::stable::new_empty(input, {channels}, type);
+    Tensor out = new_vector(channels, parameter ? dtype_of(*parameter) : accumulated);
     write_numbers(values, {out.mutable_data_ptr(), type_of(out), channels, 1});
     return out;
   };
@@ -263,6 +305,9 @@ STABLE_TORCH_LIBRARY(livella, m) {
       "batch_norm_backward(Tensor grad, Tensor input, Tensor statistics, Tensor? weight, "
       "Tensor? bias, Tensor? saved, str? activation, bool training, bool input_grad, "
       "bool parameters_grad, bool residual_grad) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "batch_norm_inference(Tensor input, Tensor running_mean, Tensor running_var, Tensor? weight, "
+      "Tensor? bias, Tensor? residual, float eps, str? activation) -> Tensor");
   m.def("stream_copy(Tensor a, Tensor(a!) out) -> ()");
   m.def("stream_two_to_one(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   m.def("instruction_set() -> str");
@@ -270,6 +315,7 @@ STABLE_TORCH_LIBRARY(livella, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(livella, CPU, m) {
   m.impl("batch_norm", TORCH_BOX(&livella::batch_norm));
+  m.impl("batch_norm_inference", TORCH_BOX(&livella::batch_norm_inference));
   m.impl("batch_norm_backward", TORCH_BOX(&livella::batch_norm_backward));
   m.impl("stream_copy", TORCH_BOX(&livella::stream_copy));
   m.impl("stream_two_to_one", TORCH_BOX(&livella::stream_two_to_one));

@@ -60,34 +60,51 @@ class _Core(_NormBase):
         A batch that leaves the running averages alone, having fewer than two valid elements, is
         not counted either.
         """
-        self._check_input_dim(input)
-        tracking = self.training and self.track_running_stats
-        has_averages = self.running_mean is not None or self.running_var is not None
-        averages = (
-            (self.running_mean, self.running_var) if tracking or not self.training else (None, None)
-        )
+        if input.dim() not in self.input_dims:
+            raise self._wrong_dimensions(input)
+        training, parameters, buffers = self.training, self._parameters, self._buffers
+        try:  # out of their dictionaries, as a module's attributes are slow to read
+            weight, bias = parameters["weight"], parameters["bias"]
+            mean, var = buffers["running_mean"], buffers["running_var"]
+        except KeyError:  # something else provides them, a parametrization for one
+            weight, bias = self.weight, self.bias
+            mean, var = self.running_mean, self.running_var
+        batch = training or (mean is None and var is None)
+        tracking = training and self.track_running_stats
+        if training and not tracking:
+            mean = var = None
         counter = self.num_batches_tracked if tracking else None
+        momentum = self.momentum
         return functional.batch_norm(
             input,
-            *averages,
-            self.weight,
-            self.bias,
-            self.training or not has_averages,
-            0.0 if self.momentum is None and counter is None else self.momentum,
+            mean,
+            var,
+            weight,
+            bias,
+            batch,
+            0.0 if momentum is None and counter is None else momentum,
             self.eps,
-            activation=self._activation(activation),
+            activation=self.activation if activation is None else self._only(activation),
             residual=residual,
             mask=mask,
             num_batches_tracked=counter,
         )
 
-    def _activation(self, of_this_call: str | None) -> str | None:
-        if of_this_call is not None and self.activation is not None:
+    def _only(self, activation: str) -> str:
+        if self.activation is not None:
             raise ValueError(
-                f"{type(self).__name__}: got activation={of_this_call!r} for a layer built with "
+                f"{type(self).__name__}: got activation={activation!r} for a layer built with "
                 f"activation={self.activation!r}; give one of them"
             )
-        return of_this_call or self.activation
+        return activation
+
+    def _wrong_dimensions(self, input: Tensor) -> ValueError:  # noqa: A002  torch's name
+        expected = " or ".join(f"{dims}D" for dims in self.input_dims)
+        return ValueError(
+            f"{type(self).__name__}: expected {expected} input, got {input.dim()}D input of "
+            f"shape {tuple(input.shape)}; use the class for that number of dimensions, "
+            "or add or remove a dimension"
+        )
 
     def extra_repr(self) -> str:
         """Describe the layer as torch does, then the activation."""
@@ -95,15 +112,6 @@ class _Core(_NormBase):
         return (
             described if self.activation is None else f"{described}, activation={self.activation}"
         )
-
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  torch's name
-        if input.dim() not in self.input_dims:
-            expected = " or ".join(f"{dims}D" for dims in self.input_dims)
-            raise ValueError(
-                f"{type(self).__name__}: expected {expected} input, got {input.dim()}D input of "
-                f"shape {tuple(input.shape)}; use the class for that number of dimensions, "
-                "or add or remove a dimension"
-            )
 
 
 class BatchNormAct1d(_Core):
