@@ -1,6 +1,8 @@
 // The activations on vectors: act(z), and act′(z)·dy. Their definitions are those of reference.py.
 #pragma once
 
+#include <limits>
+
 #include "kernels.h"
 #include "simd.h"
 
@@ -47,25 +49,27 @@ inline Vec<A> sigmoid(Vec<A> z) {
 
 constexpr double kLeakySlope = 0.01;
 
+// Where the unit saturates: relu6 at 6, relu nowhere, which NaN stands for, as no number reaches it.
+template <class A>
+inline A ceiling(Activation which) {
+  return which == Activation::relu6 ? A(6) : std::numeric_limits<A>::quiet_NaN();
+}
+
+// `fixed` is known when compiled: none, relu (for relu and relu6), or another for any other.
 template <Activation fixed, class A>
 inline Vec<A> activate(Activation which, Vec<A> z) {
   if constexpr (fixed == Activation::none) return z;
-  if constexpr (fixed == Activation::relu) return at_least(z, A(0));
+  if constexpr (fixed == Activation::relu) return at_most(at_least(z, A(0)), ceiling<A>(which));
   switch (which) {
-    case Activation::none:
-      return z;
-    case Activation::relu:
-      return at_least(z, A(0));
-    case Activation::relu6:
-      return at_most(at_least(z, A(0)), A(6));
     case Activation::leaky_relu:
       return z > A(0) ? z : z * A(kLeakySlope);
     case Activation::silu:
       return z * sigmoid<A>(z);
     case Activation::hardswish:
       return z * at_most(at_least(z + A(3), A(0)), A(6)) / A(6);
+    default:
+      return z;
   }
-  return z;
 }
 
 // For relu, relu6 and leaky_relu, y in place of z gives the same.
@@ -73,14 +77,9 @@ template <Activation fixed, class A>
 inline Vec<A> differentiate(Activation which, Vec<A> z, Vec<A> dy) {
   const Vec<A> zero{};
   if constexpr (fixed == Activation::none) return dy;
-  if constexpr (fixed == Activation::relu) return z > A(0) ? dy : zero;
+  if constexpr (fixed == Activation::relu)
+    return (z > A(0)) & ~(z >= ceiling<A>(which)) ? dy : zero;
   switch (which) {
-    case Activation::none:
-      return dy;
-    case Activation::relu:
-      return z > A(0) ? dy : zero;
-    case Activation::relu6:
-      return (z > A(0)) & (z < A(6)) ? dy : zero;
     case Activation::leaky_relu:
       return z > A(0) ? dy : dy * A(kLeakySlope);
     case Activation::silu: {
@@ -91,8 +90,9 @@ inline Vec<A> differentiate(Activation which, Vec<A> z, Vec<A> dy) {
       const Vec<A> inside = z > A(-3) ? z / A(3) + A(0.5) : zero;
       return dy * (z < A(3) ? inside : splat(A(1)));
     }
+    default:
+      return dy;
   }
-  return dy;
 }
 
 // Whether z can be told from y alone, as far as the derivative needs it.

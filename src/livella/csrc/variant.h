@@ -29,7 +29,8 @@ inline void with_type(Type type, F&& f) {
   }
 }
 
-// relu and none have loops of their own; the others, whose arithmetic hides it, ask inside the loop.
+// none, and relu with relu6, have loops of their own; the others ask inside of theirs, where their
+// arithmetic hides it.
 template <Activation fixed>
 struct Fixed {
   static constexpr Activation value = fixed;
@@ -41,6 +42,7 @@ inline void with_activation(Activation activation, F&& f) {
     case Activation::none:
       return f(Fixed<Activation::none>{});
     case Activation::relu:
+    case Activation::relu6:
       return f(Fixed<Activation::relu>{});
     default:
       return f(Fixed<Activation::silu>{});
