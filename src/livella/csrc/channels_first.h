@@ -114,10 +114,11 @@ inline void one_forward(const Forward& job, int64_t at, int64_t length,
   const T* x = static_cast<const T*>(job.x) + at;
   const T* r = static_cast<const T*>(job.residual) + (residual ? at : 0);
   const V mean = splat(affine.mean), scale = splat(affine.scale), shift = splat(affine.shift);
-  map(static_cast<T*>(job.y) + at, length, job.stream, [&](int64_t i, auto extent) {
+  const Activation activation = job.activation;
+  map(static_cast<T*>(job.y) + at, length, job.stream, [=](int64_t i, auto extent) {
     V z = (L::load(x + i, extent) - mean) * scale + shift;
     if constexpr (residual) z += L::load(r + i, extent);
-    return activate<fixed, A>(job.activation, z);
+    return activate<fixed, A>(activation, z);
   });
 }
 
@@ -258,9 +259,10 @@ inline void unit_backward(const Backward& job, const Units& units, int64_t unit,
       const Gradient<A>& gradient = gradients[c - c0];
       const V grad = splat(gradient.grad), slope = splat(gradient.slope),
               shift = splat(gradient.shift);
-      map(static_cast<T*>(job.dx) + at, units.length(unit), job.stream, [&](int64_t i, auto extent) {
+      const bool from_batch = job.from_batch;
+      map(static_cast<T*>(job.dx) + at, units.length(unit), job.stream, [=](int64_t i, auto extent) {
         const V centred = derivative.centred(i, extent), dz = derivative.dz(i, centred, extent);
-        if (!job.from_batch) return dz * grad;  // where x is infinite, 0·x would not be zero
+        if (!from_batch) return dz * grad;  // where x is infinite, 0·x would not be zero
         return dz * grad + (centred * slope + shift);
       });
     }

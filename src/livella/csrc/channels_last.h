@@ -13,7 +13,7 @@ namespace channels_last {
 constexpr int64_t kPivotRows = 8;   // rows that make a block's pivot
 constexpr int64_t kPanels = 64;     // at most
 constexpr int64_t kPanelRows = 64;  // at least
-constexpr int64_t kNarrow = 64;     // columns that a row should have
+constexpr int64_t kNarrow = 256;     // columns that a row should have
 
 // Narrow rows are taken several at once, as one of `width` columns: `repeat` for every channel.
 struct Table {

@@ -20,7 +20,13 @@ struct Rows {
   int64_t start, count, pitch, width;
 };
 
-// Three arrays over the columns.
+// Three arrays over the columns. Loops take their `arrays()`, by value: a store to one of them might
+// otherwise be a store to the pointers, which would have to be read again.
+template <class A>
+struct Arrays {
+  A *a, *b, *c;
+};
+
 template <class A>
 struct Triple {
   std::unique_ptr<A[]> memory;
@@ -29,6 +35,7 @@ struct Triple {
   explicit Triple(int64_t width) : memory(new A[3 * width]()) {
     a = memory.get(), b = a + width, c = b + width;
   }
+  Arrays<A> arrays() const { return {a, b, c}; }
   void clear(int64_t width) {  // the two that hold sums
     std::fill_n(b, width, A(0));
     std::fill_n(c, width, A(0));
@@ -50,7 +57,7 @@ struct Together {
 
 // Calls f(column, extent, first element, rows) for every column of rows taken together.
 template <class A, class F>
-inline void over_rows(const Rows& rows, F&& f) {
+inline void over_rows(const Rows rows, F&& f) {
   int64_t row = 0;
   for (; row + kTogether <= rows.count; row += kTogether)
     over_columns<A>(rows.width, [&](int64_t c, auto extent) {
@@ -69,17 +76,19 @@ inline void sum_deviations(const T* x, const Rows& rows, Triple<typename Lanes<T
   using A = typename L::Acc;
   using P = Lanes<A>;
   sums.clear(rows.width);
-  over_rows<A>(rows, [&](int64_t c, auto extent, int64_t at, auto together) {
-    const Vec<A> pivot = P::load(sums.a + c, extent);
-    Vec<A> sum = P::load(sums.b + c, extent), squares = P::load(sums.c + c, extent);
+  const Arrays<A> to = sums.arrays();
+  const int64_t pitch = rows.pitch;
+  over_rows<A>(rows, [=](int64_t c, auto extent, int64_t at, auto together) {
+    const Vec<A> pivot = P::load(to.a + c, extent);
+    Vec<A> sum = P::load(to.b + c, extent), squares = P::load(to.c + c, extent);
     for (int row = 0; row < together.count; row++) {
-      fetch(x + at + (row + kAhead) * rows.pitch);
-      const Vec<A> deviation = L::load(x + at + row * rows.pitch, extent) - pivot;
+      fetch(x + at + (row + kAhead) * pitch);
+      const Vec<A> deviation = L::load(x + at + row * pitch, extent) - pivot;
       sum += deviation;
       squares += deviation * deviation;
     }
-    P::store(sums.b + c, sum, extent);
-    P::store(sums.c + c, squares, extent);
+    P::store(to.b + c, sum, extent);
+    P::store(to.c + c, squares, extent);
   });
 }
 
@@ -109,23 +118,25 @@ inline void forward_rows(const Forward& job, const Rows& rows,
   using A = typename L::Acc;
   using P = Lanes<A>;
   const bool apart = rows.pitch != rows.width;
+  const int64_t pitch = rows.pitch;
+  const Arrays<A> by = affines.arrays();
+  const Activation activation = job.activation;
   for (int64_t row = 0; row < rows.count; row++) {
-    const int64_t at = rows.start + row * rows.pitch;
+    const int64_t at = rows.start + row * pitch;
     const T* x = static_cast<const T*>(job.x) + at;
     const T* r = static_cast<const T*>(job.residual) + (residual ? at : 0);
-    map(static_cast<T*>(job.y) + at, rows.width, job.stream, [&](int64_t c, auto extent) {
-      if (apart) fetch(x + c + rows.pitch);
-      Vec<A> z = (L::load(x + c, extent) - P::load(affines.a + c, extent)) *
-                     P::load(affines.b + c, extent) +
-                 P::load(affines.c + c, extent);
+    map(static_cast<T*>(job.y) + at, rows.width, job.stream, [=](int64_t c, auto extent) {
+      if (apart) fetch(x + c + pitch);
+      Vec<A> z = (L::load(x + c, extent) - P::load(by.a + c, extent)) * P::load(by.b + c, extent) +
+                 P::load(by.c + c, extent);
       if constexpr (residual) z += L::load(r + c, extent);
-      return activate<fixed, A>(job.activation, z);
+      return activate<fixed, A>(activation, z);
     });
   }
 }
 
 template <class T, class Derivative>
-inline void aim(Derivative& derivative, const Affines<typename Lanes<T>::Acc>& affines, int64_t c,
+inline void aim(Derivative& derivative, Arrays<typename Lanes<T>::Acc> affines, int64_t c,
                 auto extent) {
   using P = Lanes<typename Lanes<T>::Acc>;
   derivative.mean = P::load(affines.a + c, extent);
@@ -145,22 +156,25 @@ inline void sum_gradients(const Backward& job, const Rows& rows,
   using P = Lanes<A>;
   T* dresidual = static_cast<T*>(job.dresidual);
   sums.clear(rows.width);
-  Derivative derivative(job, 0);
-  over_rows<A>(rows, [&](int64_t c, auto extent, int64_t at, auto together) {
-    aim<T>(derivative, affines, c, extent);
-    Vec<A> first = P::load(sums.b + c, extent), second = P::load(sums.c + c, extent);
+  const Derivative at_start(job, 0);
+  const Arrays<A> by = affines.arrays(), to = sums.arrays();
+  const int64_t pitch = rows.pitch;
+  over_rows<A>(rows, [=](int64_t c, auto extent, int64_t at, auto together) {
+    Derivative derivative = at_start;
+    aim<T>(derivative, by, c, extent);
+    Vec<A> first = P::load(to.b + c, extent), second = P::load(to.c + c, extent);
     for (int row = 0; row < together.count; row++) {
-      const int64_t i = at + row * rows.pitch;
-      fetch(derivative.x + i + kAhead * rows.pitch);
-      fetch(derivative.dy + i + kAhead * rows.pitch);
+      const int64_t i = at + row * pitch;
+      fetch(derivative.x + i + kAhead * pitch);
+      fetch(derivative.dy + i + kAhead * pitch);
       const Vec<A> centred = derivative.centred(i, extent);
       const Vec<A> dz = derivative.dz(i, centred, extent);
       if (dresidual) L::store(dresidual + i, dz, extent);
       first += dz;
       second += dz * centred;
     }
-    P::store(sums.b + c, first, extent);
-    P::store(sums.c + c, second, extent);
+    P::store(to.b + c, first, extent);
+    P::store(to.c + c, second, extent);
   });
 }
 
@@ -170,16 +184,19 @@ inline void backward_rows(const Backward& job, const Rows& rows,
                           const Affines<typename Lanes<T>::Acc>& gradients) {
   using A = typename Lanes<T>::Acc;
   using P = Lanes<A>;
+  const Arrays<A> by = affines.arrays(), of = gradients.arrays();
+  const bool from_batch = job.from_batch;
   for (int64_t row = 0; row < rows.count; row++) {
     const int64_t at = rows.start + row * rows.pitch;
-    Derivative derivative(job, at);
-    map(static_cast<T*>(job.dx) + at, rows.width, job.stream, [&](int64_t c, auto extent) {
-      aim<T>(derivative, affines, c, extent);
+    const Derivative at_start(job, at);
+    map(static_cast<T*>(job.dx) + at, rows.width, job.stream, [=](int64_t c, auto extent) {
+      Derivative derivative = at_start;
+      aim<T>(derivative, by, c, extent);
       const Vec<A> centred = derivative.centred(c, extent);
       const Vec<A> dz = derivative.dz(c, centred, extent);
-      if (!job.from_batch) return dz * P::load(gradients.a + c, extent);
-      return dz * P::load(gradients.a + c, extent) +
-             (centred * P::load(gradients.b + c, extent) + P::load(gradients.c + c, extent));
+      if (!from_batch) return dz * P::load(of.a + c, extent);
+      return dz * P::load(of.a + c, extent) +
+             (centred * P::load(of.b + c, extent) + P::load(of.c + c, extent));
     });
   }
 }
