@@ -114,6 +114,8 @@ def _fits_kernels(call: Call, compiling: bool) -> bool:
     x, residual = call.input, call.residual
     if not native.loaded or not x.is_cpu or call.mask is not None or x.dim() < 2:
         return False
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace knows torch's operators only
+        return False
     if compiling and (not call.training or _exporting() or isinstance(call.momentum, Tensor)):
         return False
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):

@@ -117,7 +117,7 @@ inline void forward_rows(const Forward& job, const Rows& rows,
   using L = Lanes<T>;
   using A = typename L::Acc;
   using P = Lanes<A>;
-  const bool apart = rows.pitch != rows.width;
+  const bool apart = !job.training && rows.pitch != rows.width;  // else they are in the cache
   const int64_t pitch = rows.pitch;
   const Arrays<A> by = affines.arrays();
   const Activation activation = job.activation;

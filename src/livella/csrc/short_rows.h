@@ -11,7 +11,7 @@ namespace LIVELLA_ISA {
 namespace short_rows {
 
 constexpr int64_t kColumns = 1024;          // in a strip, about
-constexpr int64_t kStripBytes = 256 << 10;  // of one array, about: what a core's cache holds
+constexpr int64_t kStripBytes = 512 << 10;  // of one array, about: what a core's cache holds
 
 inline int64_t strip_width(const Layout& layout, int64_t element, const Threads& threads) {
   int64_t columns = kStripBytes / (layout.samples * element);

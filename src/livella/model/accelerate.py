@@ -1,0 +1,118 @@
+"""Make an existing model train and run faster, and change nothing else about it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from livella.model import fused, sites
+from livella.model.fusion import PLAIN
+from livella.model.plans import Plans
+from livella.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from livella.nn.batch import _Core
+
+FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def accelerate(model: Model) -> Model:
+    """Run a model's batch norms by Livella, each in one call with what follows it.
+
+    Two things change, both in place. Every `torch.nn.BatchNorm1d/2d/3d` becomes the Livella layer
+    of the same name: the same object with the same parameters, buffers, hooks and mode, so
+    optimizers and checkpoints made before or after stay good. And a module whose forward calls a
+    batch norm and then an activation, an addition, or both, makes one call of them, wherever
+    following that forward proves that nothing else reads the value between. `print(model)` shows
+    them as "(fused)"; what stands in the way elsewhere is logged to "livella" at debug level.
+
+    Results stay the same, also after the model is changed: hooks, another activation, another layer
+    or another setting make a module run as it is written, until it is proved anew. A forward is
+    proved for each form of its arguments (which are tensors, lists of them, plain values) and each
+    mode, when it is first met. Under `torch.compile` and `torch.export` modules run fused in the
+    forms met before, under `torch.jit.trace` as written; `torch.jit.script` refuses the layers.
+
+    Args:
+        model: any module; a batch norm itself too. Not a scripted one.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: the model is no module, or a scripted one. The model is then as it was, as after
+            any other exception.
+
+    Warns:
+        UserWarning: names batch norms that are left alone: other classes than torch's three, and
+            layers with a forward of their own.
+
+    Example:
+        >>> model = accelerate(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+        >>> print(model)
+        Sequential(
+          (fused): 1 + relu
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): BatchNorm2d(8, ...)
+          (2): ReLU()
+        )
+
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"accelerate: expected a torch.nn.Module that is not scripted, got {type(model)}; "
+            "accelerate the model before torch.jit.script or torch.jit.trace"
+        )
+    before: list[tuple[nn.Module, type[nn.Module]]] = []
+    try:
+        for layer in model.modules():
+            if type(layer) in FASTER and "forward" not in vars(layer):
+                _become(layer, FASTER[type(layer)], before)
+        for owner in reversed(list(model.modules())):  # children first, as their classes change
+            _fuse(owner, before)
+        _name_others(model)
+    except BaseException:
+        for module, kind in reversed(before):
+            object.__setattr__(module, "__class__", kind)
+            vars(module).pop("_livella_plans", None)
+        raise
+    return model
+
+
+def _become(
+    module: nn.Module, kind: type[nn.Module], before: list[tuple[nn.Module, type[nn.Module]]]
+) -> None:
+    """Give a module another class, and note the one it had."""
+    before.append((module, type(module)))
+    object.__setattr__(module, "__class__", kind)
+
+
+def _fuse(owner: nn.Module, before: list[tuple[nn.Module, type[nn.Module]]]) -> None:
+    kind: Any = type(owner)
+    parts = (type(part) in PLAIN for part in owner.modules() if part is not owner)
+    if fused.is_fused(owner) or not any(parts) or not fused.can_be_fused(owner):
+        return
+    plans = Plans(owner, kind)
+    if plans.make_default():
+        _become(owner, fused.fused_class(kind), before)
+        vars(owner)["_livella_plans"] = plans
+
+
+def _name_others(model: nn.Module) -> None:
+    others = [
+        f"{path or 'the model itself'} ({type(layer).__name__})"
+        for path, layer in model.named_modules()
+        if sites.is_batch_norm(layer) and not isinstance(layer, _Core)
+    ]
+    if others:
+        warnings.warn(
+            f"accelerate: left alone, having a class or a forward of their own: "
+            f"{', '.join(others)}; they run as before",
+            stacklevel=3,
+        )

@@ -1,0 +1,161 @@
+"""The fused forwards of one module, each with all that it rests on."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import logging
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from livella.model.fusion import Fusion, fuse, settings_of
+from livella.model.standins import is_bare, last_layer
+from livella.model.trace import TENSOR, Form, Trace, follow
+
+MOST = 16
+"""Of one module: a forward that needs more is different at every call."""
+
+log = logging.getLogger("livella")
+
+
+class Plan(NamedTuple):
+    """A fused forward and what it rests on; without one, the module's own forward is to run."""
+
+    run: Callable[..., Any] | None
+    fusions: tuple[Fusion, ...]
+    attributes: tuple[tuple[Any, str, Any], ...]
+    """Whose attribute, its name, and the very value it must have."""
+    children: tuple[tuple[nn.Module, dict[str, nn.Module | None]], ...]
+    """Whose children, and those it must have."""
+    merged: tuple[tuple[nn.Module, type[nn.Module]], ...]
+    """Norms, activations and opened children: they must be of their class and without hooks."""
+
+    def holds(self) -> bool:
+        """Whether all that it rests on is still so. This runs at every call: it must be quick."""
+        for module, children in self.children:
+            if module._modules != children:
+                return False
+        for owner, name, value in self.attributes:
+            if getattr(owner, name, self) is not value:
+                return False
+        for module, kind in self.merged:
+            if type(module) is not kind or not is_bare(module):
+                return False
+        return True
+
+
+class Plans:
+    """The plans of one module, by the form of its arguments."""
+
+    def __init__(self, owner: nn.Module, original: Any) -> None:
+        self.owner = owner
+        self.original = original
+        """The class whose forward is followed."""
+        self.by_form: dict[Any, tuple[Plan, ...]] = {}
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # a copied module starts without plans
+
+    def __str__(self) -> str:
+        plans = [plan for group in self.by_form.values() for plan in group]
+        return ", ".join(dict.fromkeys(str(fusion) for plan in plans for fusion in plan.fusions))
+
+    def find(self, form: tuple[Any, Any]) -> Plan | None:
+        """Give the plan for a call, a new one if need be, or none while there can be none.
+
+        `form` is a plain tuple, which equals the Form of its parts and is made more quickly.
+        """
+        if _has_any_global_hook():  # it is to see each call of each module
+            return None
+        for plan in self.by_form.get(form, ()):
+            if plan.holds():
+                return plan
+        if torch.compiler.is_compiling() or sum(map(len, self.by_form.values())) >= MOST:
+            return None
+        return self.make(Form(*form), self.owner.training)
+
+    def make(self, form: Form, training: bool) -> Plan:
+        """Follow the owner's forward for this form in this mode, and keep what comes of it."""
+        forward = self.original.forward
+        trace = follow(self.owner, forward, form, training)
+        fusions = fuse(trace)
+        if idle := _opened_for_nothing(trace, fusions):
+            trace = follow(self.owner, forward, form, training, closed=idle)
+            fusions = fuse(trace)
+        run = _compile(trace, self.original.__name__) if fusions else None
+        if trace.refusal:
+            log.debug("accelerate: %s runs as written: %s", self.original.__name__, trace.refusal)
+        plan = Plan(
+            run,
+            tuple(fusions) if run else (),
+            (
+                (self.original, "forward", forward),
+                *dict.fromkeys(trace.attributes),
+                *_settings(trace, fusions),
+            ),
+            tuple(trace.children.items()),
+            _merged(trace, fusions),
+        )
+        self.by_form[form] = (*self.by_form.get(form, ()), plan)
+        return plan
+
+    def make_default(self) -> bool:
+        """Plan for both modes, with a tensor for each required argument; say if it fuses any."""
+        form = _default_form(self.original.forward)
+        if form is None:
+            return False
+        owner = self.owner
+        plans = [self.make(form, owner.training)]
+        if any(whose is owner and name == "training" for whose, name, _ in plans[0].attributes):
+            plans.append(self.make(form, not owner.training))
+        return any(plan.run for plan in plans)
+
+
+def _default_form(forward: Callable[..., Any]) -> Form | None:
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    needed = [p for p in parameters if p.default is p.empty]
+    named = tuple((p.name, TENSOR) for p in needed if p.kind is p.KEYWORD_ONLY)
+    positional = [p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not positional and any(p.kind is p.VAR_POSITIONAL for p in needed):
+        return Form((TENSOR,), named)
+    return Form((TENSOR,) * len(positional), named) if positional or named else None
+
+
+def _opened_for_nothing(trace: Trace, fusions: list[Fusion]) -> set[nn.Module]:
+    """Give the sequences whose last norm does nothing more for having been followed."""
+    norms = {trace.modules[fusion.norm] for fusion in fusions}
+    sequences = [module for module in trace.opened if isinstance(module, nn.Sequential)]
+    return {module for module in sequences if last_layer(module) not in norms}
+
+
+def _merged(trace: Trace, fusions: list[Fusion]) -> tuple[tuple[nn.Module, type[nn.Module]], ...]:
+    paths = [path for fusion in fusions for path in (fusion.norm, fusion.bypassed) if path]
+    modules = dict.fromkeys([*trace.opened, *(trace.modules[path] for path in paths)])
+    return tuple((module, type(module)) for module in modules)
+
+
+def _settings(trace: Trace, fusions: list[Fusion]) -> tuple[tuple[nn.Module, str, Any], ...]:
+    bypassed = dict.fromkeys(trace.modules[f.bypassed] for f in fusions if f.bypassed)
+    return tuple(
+        (module, name, getattr(module, name)) for module in bypassed for name in settings_of(module)
+    )
+
+
+def _compile(trace: Trace, name: str) -> Callable[..., Any] | None:
+    """Make the graph a function of the module and the tensors; errors in it show its lines."""
+    try:
+        code = trace.graph.python_code("self")
+        file = f"<livella {name} {sha256(code.src.encode()).hexdigest()[:12]}>"
+        linecache.cache[file] = (len(code.src), None, code.src.splitlines(keepends=True), file)
+        namespace = dict(code.globals)
+        exec(compile(code.src, file, "exec"), namespace)  # noqa: S102  fx wrote it
+    except Exception as reason:  # a call that has no name to be written down by
+        trace.refusal = f"{type(reason).__name__}: {reason}"
+        return None
+    forward: Callable[..., Any] = namespace["forward"]
+    return forward

@@ -1,0 +1,274 @@
+"""What stands for tensors, for a module and for its children while its forward is followed.
+
+Values record what is done with them. Shadows record what is read of a module, and a call of a child
+becomes one node. Both refuse what they cannot answer as the real ones would.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from abc import ABCMeta
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute, GraphAppendingTracer
+from torch.overrides import is_tensor_method_or_property
+from torch.utils._pytree import tree_leaves
+
+from livella.model.sites import is_batch_norm
+from livella.model.straight import Refused, is_lasting
+
+if TYPE_CHECKING:
+    from livella.model.trace import Trace
+
+
+# Values
+
+
+class _Value(fx.Proxy):
+    """Stands for what exists only at run time; asked what it is, it says so or refuses."""
+
+    is_tensor = False
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        if self.is_tensor:
+            return Tensor
+        raise Refused("asks for the type of a computed value")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or not (
+            name in _PROPERTIES or callable(getattr(Tensor, name, None))
+        ):
+            raise Refused(f"reads .{name} of a value")
+        return _Property(self, name)
+
+    @classmethod
+    def __torch_function__(
+        cls, orig_method: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> fx.Proxy:
+        # Unlike fx's own this asks no value for its type.
+        leaves = tree_leaves((args, kwargs))
+        tracer = next(leaf.tracer for leaf in leaves if isinstance(leaf, fx.Proxy))
+        if is_tensor_method_or_property(orig_method):
+            return tracer.create_proxy("call_method", orig_method.__name__, args, kwargs or {})
+        return tracer.create_proxy("call_function", orig_method, args, kwargs or {})
+
+
+class _Property(Attribute, _Value):
+    """An attribute of a value, or its method, which is only known when it is called."""
+
+
+_PROPERTIES = ("shape", "dtype", "device", "layout", "ndim", "T", "mT", "H", "mH", "real", "imag")
+"""Those that every tensor has; `grad` and its like may be None."""
+
+_IN_PLACE = [name for name in fx.graph.inplace_methods if name != "setitem"]
+
+
+def _in_place(name: str) -> Callable[[_Value, Any], fx.Proxy]:
+    def record(self: _Value, other: Any) -> fx.Proxy:
+        target = getattr(operator, name)
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return record
+
+
+for _name in _IN_PLACE:
+    # Without these, `x += y` would be recorded as `x = x + y`, and who else holds x would not see.
+    setattr(_Value, f"__{_name}__", _in_place(_name))
+
+
+class Tracer(GraphAppendingTracer):
+    """Writes a graph of what is done with its values."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def tensor(self, kind: str, target: str) -> Any:
+        value: Any = self.create_proxy(kind, target, (), {})
+        value.is_tensor = True
+        return value
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if a is None or a is ... or type(a) in (*_CONSTANTS, tuple, list, dict, slice, range):
+            return super().create_arg(a)
+        raise Refused(f"computes with a {type(a).__name__} that a graph cannot hold")
+
+
+# The module and its children
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a shadow stands for, and where its readings are noted."""
+
+    module: nn.Module
+    path: str
+    trace: Trace
+    tracer: Tracer
+
+    def read(self, shadow: nn.Module, name: str) -> Any:
+        if name == "__class__":
+            return type(self.module)
+        if not is_ordinary(type(self.module)):
+            raise Refused(f"reads {name} of the unusual class {type(self.module).__name__}")
+        own = vars(self.module)
+        if name == "_modules":
+            return {child: self._child(child) for child in own["_modules"]}
+        if name in own["_modules"]:
+            return self._child(name)
+        for tensors in (own["_parameters"], own["_buffers"]):
+            if tensors.get(name) is not None:
+                return self.tracer.tensor("get_attr", self._path(name))
+            if name in tensors:
+                return self._note(name, None)
+        if name == "training" and not self.path:
+            return self._note(name, self.trace.training)
+        if name in own:
+            return self._note(name, own[name])
+        return self._of_class(shadow, name)
+
+    def call(self, shadow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.path:
+            raise Refused("calls itself")
+        is_open = _is_transparent(self.module) and self.module not in self.trace.closed
+        if is_open and len(args) == 1 and not kwargs:
+            self.trace.opened[self.module] = None
+            return original_class(self.module).forward(shadow, *args)
+        return self.tracer.create_proxy("call_module", self.path, args, kwargs)
+
+    def _child(self, name: str) -> nn.Module | None:
+        child = self.trace.children.setdefault(self.module, dict(self.module._modules))[name]
+        if child is None:
+            return None
+        return shadow_of(child, self._path(name), self.trace, self.tracer)
+
+    def _of_class(self, shadow: nn.Module, name: str) -> Any:
+        found = inspect.getattr_static(type(self.module), name, None)
+        value = object.__getattribute__(shadow, name)
+        if isinstance(found, FunctionType | property | classmethod | staticmethod):
+            return value
+        return self._note(name, value)
+
+    def _note(self, name: str, value: Any) -> Any:
+        if not (is_constant(value) or is_lasting(value)):
+            raise Refused(f"reads {name}, a {type(value).__name__}, which may change unnoticed")
+        self.trace.attributes.append((self.module, name, value))
+        return value
+
+    def _path(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+
+def _is_transparent(module: nn.Module) -> bool:
+    """Whether it is better followed too: no layer, or a sequence whose last one is a norm.
+
+    Such a norm may do an addition that comes next.
+    """
+    forward = original_class(module).forward
+    if type(module).__call__ is not nn.Module.__call__ or not is_bare(module):
+        return False
+    if isinstance(module, nn.Sequential):
+        return forward is nn.Sequential.forward and is_batch_norm(last_layer(module))
+    return forward is nn.Identity.forward
+
+
+def shadow_of(module: nn.Module, path: str, trace: Trace, tracer: Tracer) -> nn.Module:
+    """Make what stands for a module in a trace: of its class if possible, but never run."""
+    kind: Any = type(module)
+    shadow: nn.Module = object.__new__(_shadow_class(kind if is_ordinary(kind) else nn.Module))
+    object.__getattribute__(shadow, "__dict__")["seen"] = _Seen(module, path, trace, tracer)
+    trace.modules[path] = module
+    return shadow
+
+
+@lru_cache(maxsize=256)
+def _shadow_class(kind: Any) -> Any:
+    return type(kind)(
+        kind.__name__,
+        (kind,),
+        {
+            "__getattribute__": lambda self, name: _seen(self).read(self, name),
+            "__setattr__": _refuse_to_store,
+            "__delattr__": _refuse_to_store,
+            "__call__": lambda self, *args, **kwargs: _seen(self).call(self, args, kwargs),
+            "__module__": kind.__module__,
+            "__qualname__": kind.__qualname__,
+        },
+    )
+
+
+def _seen(shadow: nn.Module) -> _Seen:
+    seen: _Seen = object.__getattribute__(shadow, "__dict__")["seen"]
+    return seen
+
+
+def _refuse_to_store(_: nn.Module, name: str, *__: Any) -> None:
+    raise Refused(f"changes its attribute {name}")
+
+
+# What is asked of modules and of their attributes
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether a call of it is a call of its class's forward and nothing else."""
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "_compiled_call_impl" in own
+        or "forward" in own
+    )
+
+
+def original_class(module: nn.Module) -> Any:
+    """Give the class that a module had before it was fused, or has if it is not."""
+    return getattr(type(module), "_livella_original", type(module))
+
+
+def last_layer(module: nn.Module) -> nn.Module:
+    """Give what a sequence ends in, or the module itself if it is none."""
+    while isinstance(module, nn.Sequential) and len(module) > 0:
+        module = module[-1]
+    return module
+
+
+def is_ordinary(kind: type) -> bool:
+    """Whether a class can be derived from unnoticed, and reads its attributes as modules do."""
+    special = ("__init_subclass__", "__getattribute__", "__getattr__")
+    own = [c for c in kind.__mro__ if c not in (object, nn.Module)]
+    return type(kind) in (type, ABCMeta) and not any(
+        name in vars(base) for base in own for name in special
+    )
+
+
+def is_constant(value: Any) -> bool:
+    """Whether it is a plain value that cannot change in itself."""
+    if type(value) in (tuple, frozenset, torch.Size):
+        return all(map(is_constant, value))
+    return value is None or value is ... or isinstance(value, Enum) or type(value) in _CONSTANTS
+
+
+_CONSTANTS = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
