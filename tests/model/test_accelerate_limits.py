@@ -1,7 +1,9 @@
 """What is left alone and named, what is refused, and a failure half-way."""
 
+import contextlib
 import cProfile
 import functools
+import gc
 import sys
 
 import pytest
@@ -174,3 +176,20 @@ def test_errors_are_those_of_the_original():
         with pytest.raises(RuntimeError) as got:
             fast(wrong)
         assert str(got.value) == str(wanted.value)
+
+
+def test_a_collection_of_garbage_in_between_is_no_part_of_the_model():
+    def caught(phase, info):
+        with contextlib.suppress(ValueError):
+            phase.upper()
+
+    gc.callbacks.append(caught)
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        model = accelerate(net(fused))
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(caught)
+    assert gc.isenabled()
+    assert shown_as_fused(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -83,11 +84,15 @@ def watch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     restore = getattr(before, "enable", lambda: sys.setprofile(before))
     if before is not None and not callable(before) and not hasattr(before, "enable"):
         raise Refused("is being profiled in a way that could not be taken up again")
+    collecting = gc.isenabled()
+    gc.disable()  # a collection would call functions of others in between
     sys.setprofile(_Watch())
     try:
         return function(*args, **kwargs)
     finally:
         sys.setprofile(None)
+        if collecting:
+            gc.enable()
         restore()
 
 
