@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check kernels sanitize clean
 
 install: $(STAMP)
 
@@ -17,8 +17,25 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/livella study --out build/demo
 
+# On the kernels, then, where it matters, on their other variants and on the reference path.
+LAYERS := tests/nn tests/model tests/test_functional.py tests/test_reference.py
+
 test: install
 	$(BIN)/pytest -n 2
+	LIVELLA_KERNELS=reference $(BIN)/pytest -n 2 -q $(LAYERS)
+
+kernels: install
+	$(BIN)/python setup.py -q build_ext --inplace
+
+# A build of its own, beside the usual one: the library is named to livella by LIVELLA_LIBRARY.
+SANITIZED := build/sanitized
+sanitize: install
+	LIVELLA_CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	LIVELLA_LDFLAGS="-fsanitize=address,undefined" \
+	$(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	LIVELLA_LIBRARY=$(abspath $(SANITIZED))/livella/_kernels.so LIVELLA_KERNELS=native \
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_kernels.py
 
 check: install
 	$(BIN)/ruff check .

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCES = Path("src/livella/csrc")
 X86 = platform.machine().lower() in {"x86_64", "amd64"} and sys.maxsize > 2**32
@@ -48,9 +50,19 @@ FLAGS = [
 class BuildKernels(build_ext):
     """Compiles each variant with flags of its own, and links them."""
 
-    def build_extension(self, ext: Extension) -> None:
-        from torch.utils import cpp_extension
+    built = False
 
+    def build_extension(self, ext: Extension) -> None:
+        """Build the one library; where that cannot be, the package is installed without it."""
+        if self.compiler.compiler_type == "msvc":
+            raise CompileError("livella's kernels need the vector extensions of g++ or clang++")
+        try:
+            from torch.utils import cpp_extension
+        except ImportError as error:
+            raise CompileError(
+                "livella's kernels are built against an installed torch: install torch first, "
+                "then livella with pip's --no-build-isolation"
+            ) from error
         include = cpp_extension.include_paths()
         sources = {f"{SOURCES}/{name}.cpp": flags for name, flags in VARIANTS.items()}
         sources |= {f"{SOURCES}/{name}.cpp": [] for name in ("dispatch", "memory", "bindings")}
@@ -74,13 +86,23 @@ class BuildKernels(build_ext):
             extra_postargs=os.environ.get("LIVELLA_LDFLAGS", "-Wl,-s").split(),
             target_lang="c++",
         )
+        self.built = True
 
     def get_ext_filename(self, fullname: str) -> str:
         """Name the library without a Python's tag: it is for all of them."""
         return str(Path(*fullname.split("."))) + ".so"
 
 
+class Wheel(bdist_wheel):
+    """A wheel for any Python: of this platform with the kernels, of any without them."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Give Python, ABI and platform."""
+        built = self.get_finalized_command("build_ext").built
+        return "py3", "none", super().get_tag()[2] if built else "any"
+
+
 setup(
     ext_modules=[Extension("livella._kernels", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
 )

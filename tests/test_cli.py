@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import livella
-from livella import cli
+from livella import cli, native
 from livella.study import CLAIMS
 from tests.study.worlds import users
 
@@ -164,3 +166,12 @@ def test_the_record_holds_what_was_asked(folder):
     record = json.loads((folder / "out" / "report.json").read_text())
     assert record["seeds"] == 1
     assert [claim["name"] for claim in record["claims"]] == ["batch_size"]
+
+
+def test_the_version_names_the_path_in_use():
+    shown = invoke("--version")
+    assert shown.exit_code == 0
+    assert shown.stdout == (
+        f"livella {metadata.version('livella')}, torch {torch.__version__}, "
+        f"kernels: {native.path()}\n"
+    )

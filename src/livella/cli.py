@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
+import torch
 import typer
 from rich.console import Console
 
 import livella
 from livella import bench as benchmark
-from livella import report
+from livella import native, report
 from livella.report import text
 
 app = typer.Typer(
@@ -27,9 +29,23 @@ INTERRUPTED = 130
 """The exit code of a program ended by Ctrl-C, by the convention of shells."""
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        versions = f"livella {metadata.version('livella')}, torch {torch.__version__}"
+        print(f"{versions}, kernels: {native.path()}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
-    """Keeps `study` a command of its own while it is the only one."""
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Versions and the path in use."
+        ),
+    ] = False,
+) -> None:
+    """Batch normalization for PyTorch, done completely."""
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 `LIVELLA_KERNELS` decides: `auto` (the default) takes the kernels where they were built and says
 once where not, `native` fails without them, `reference` leaves them alone. `LIVELLA_ISA` forces an
-instruction set: `avx512`, `avx2` or `portable`.
+instruction set: `avx512`, `avx2` or `portable`. `LIVELLA_LIBRARY` names another build of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-LIBRARY = Path(__file__).with_name("_kernels.so")
+LIBRARY = Path(os.environ.get("LIVELLA_LIBRARY") or Path(__file__).with_name("_kernels.so"))
 MODES = ("auto", "native", "reference")
 
 
