@@ -1,6 +1,7 @@
 """Accelerated models under `torch.compile` and `torch.export`: one graph, fused, and right."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -78,6 +79,9 @@ def test_a_compiled_model_runs_fused():
     assert F.relu not in calls_of(copy.deepcopy(fast), x)
 
 
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a compiler"
+)
 def test_the_default_compiler():
     plain, fast, x = build(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
     assert_close(torch.compile(fast, fullgraph=True)(x), plain(x), **EXACT)
