@@ -64,12 +64,12 @@ struct Sums {
 };
 
 template <class T>
-inline double pivot(const T* x, int64_t size) {
+inline typename Lanes<T>::Acc pivot(const T* x, int64_t size) {
   using L = Lanes<T>;
   using A = typename L::Acc;
   const int few = static_cast<int>(size < kWidth<A> ? size : kWidth<A>);
-  const double mean = sum<A>(L::load(x, Part{few})) / few;
-  return std::isfinite(mean) ? static_cast<A>(mean) : 0;
+  const auto mean = [&](int64_t from) { return sum<A>(L::load(x + from, Part{few})) / A(few); };
+  return middle_of(mean(0), mean((size - few) / 2), mean(size - few));
 }
 
 template <class T>

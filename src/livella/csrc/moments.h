@@ -1,6 +1,7 @@
 // Moments of parts, and what a channel's moments make of its parameters.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "activation.h"
@@ -29,9 +30,16 @@ struct Moments {
   }
 };
 
-// Moments from sums of deviations from a pivot near the mean, and of their squares. The pivot is the
-// mean of a few of the values: so the squares are at most a few times as large as those from the
-// mean itself, and little is lost in the difference.
+// A pivot near the mean: the middle one of three means of a few values each, from the start, the
+// middle and the end. So neither an outlier nor padding at one end leads it astray; zero where that
+// is not finite.
+template <class A>
+inline A middle_of(A a, A b, A c) {
+  const A pivot = std::max(std::min(a, b), std::min(std::max(a, b), c));
+  return std::isfinite(pivot) ? pivot : A(0);
+}
+
+// Moments from sums of deviations from a pivot near the mean, and of their squares.
 inline Moments from_sums(double count, double pivot, double sum, double squares) {
   const double shift = sum / count;
   const double m2 = squares - sum * shift;

@@ -47,19 +47,22 @@ inline double total(const A* sums, int64_t from, int64_t to) {
   return sum<A>(all);
 }
 
-// One pivot a channel: the mean of its values in the block's first row, where that is finite.
+// One pivot a channel, from its means in the block's first, middle and last row.
 template <class T>
 inline void find_pivots(const T* x, const Strip& strip, const Rows& rows,
                         typename Lanes<T>::Acc* pivots) {
   using L = Lanes<T>;
   using A = typename L::Acc;
   strip.each([&](int64_t, int64_t from, int64_t to) {
-    Vec<A> all = {};
-    over_columns<A>(to - from, [&](int64_t c, auto extent) {
-      all += L::load(x + rows.start + from + c, extent);
-    });
-    const A mean = sum<A>(all) / static_cast<A>(to - from);
-    for (int64_t c = from; c < to; c++) pivots[c] = std::isfinite(mean) ? mean : 0;
+    const auto mean = [&](int64_t row) {
+      Vec<A> all = {};
+      over_columns<A>(to - from, [&](int64_t c, auto extent) {
+        all += L::load(x + rows.start + row * rows.pitch + from + c, extent);
+      });
+      return sum<A>(all) / static_cast<A>(to - from);
+    };
+    const A pivot = middle_of(mean(0), mean(rows.count / 2), mean(rows.count - 1));
+    for (int64_t c = from; c < to; c++) pivots[c] = pivot;
   });
 }
 
