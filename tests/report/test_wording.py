@@ -46,6 +46,7 @@ def test_numbers(value: float | None, text: str) -> None:
         (Estimate(9.0, 9.0, 9.0, 1), "×", "9×"),
         (Estimate(1500, 1500, 1500, 5, censored=True), "", "≥ 1,500 [1,500, ∞)"),
         (Estimate(10, 5, 100, 5, censored=True), "×", "≥ 10× [5, ∞)"),
+        (Estimate(0.1, 0.1, 0.2, 5, capped=True), "×", "≤ 0.1× (0, 0.2]"),
         (Estimate(2.0, 1.0, math.inf, 5), "×", "2× [1, ∞)"),
         (Estimate(math.nan, math.nan, math.nan, 5), "×", "–"),
     ],

@@ -39,7 +39,14 @@ def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
     effect = json.loads((tmp_path / "report.json").read_text())["claims"][-1]["findings"][0][
         "effect"
     ]
-    assert effect == {"median": None, "low": None, "high": None, "count": 1, "censored": False}
+    assert effect == {
+        "median": None,
+        "low": None,
+        "high": None,
+        "count": 1,
+        "censored": False,
+        "capped": False,
+    }
 
 
 def test_the_page_is_returned_in_a_directory_made_for_it(tmp_path: Path) -> None:

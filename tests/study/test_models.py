@@ -157,3 +157,20 @@ def test_weights_start_with_the_deviation_asked_for(init, deviation):
 def test_an_unknown_initialization_is_refused():
     with pytest.raises(StudyError, match="expected 'he' or 'normal:STD'"):
         models.build(Network(init="xavier"), SHAPE, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_kind_takes_the_residual_of_the_layer_it_stands_for(kind):
+    model = build("residual", kind).model.train()
+    x = torch.randn(5, *SHAPE)
+    z = model.conv(x)
+    inner = model.norm if kind == "batch" else model.norm.norm
+    plain = inner(z) if kind != "batch" else nn.functional.batch_norm(z, None, None, training=True)
+    expected = model.head(torch.relu(plain + z).mean((2, 3)))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_mask_has_no_meaning_to_another_kind():
+    build("masked", "batch").model(torch.randn(5, *SHAPE))
+    with pytest.raises(StudyError, match="called with a mask"):
+        build("masked", "group").model(torch.randn(5, *SHAPE))

@@ -15,6 +15,7 @@ from tests.study import worlds
 
 ROWS = [worlds.row(seed) for seed in range(3)]
 LINES = [row.to_line() for row in ROWS]
+OUTCOME = json.loads(LINES[1])["outcome"]
 
 
 def saved(folder, lines=LINES):
@@ -83,6 +84,10 @@ FOREIGN = {
     "an unknown field": changed(trial={**json.loads(LINES[1])["trial"], "colour": "red"}),
     "an unknown outcome": changed(outcome={"colour": "red"}),
     "an outcome that is none": changed(outcome=[]),
+    "an empty outcome": changed(outcome={}),
+    "words for accuracies": changed(outcome={**OUTCOME, "test": ["a", "b"]}),
+    "fewer accuracies than steps": changed(outcome={**OUTCOME, "test": OUTCOME["test"][:-1]}),
+    "a trial that failed": changed(outcome={"error": "RuntimeError: no"}),
     "a deep nest": b"[" * 100_000,
     "a list for a network": changed(trial={**json.loads(LINES[1])["trial"], "network": []}),
 }

@@ -1,11 +1,24 @@
 """Verdicts from plain numbers: the rule at its margins, and the interval behind it."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from livella.study.claims.learning_rate import highest
+from livella.study.claims.speed import Race
 from livella.study.results import Estimate, Verdict
-from livella.study.verdict import DRAWS, estimate, judge, judge_ratio, paired
+from livella.study.verdict import (
+    DRAWS,
+    Bounded,
+    estimate,
+    estimate_bounded,
+    judge,
+    judge_ratio,
+    paired,
+    ratio,
+)
 
 CONFIRMED, NOT_SEEN = Verdict.CONFIRMED, Verdict.NOT_SEEN
 CONTRADICTED, INCONCLUSIVE = Verdict.CONTRADICTED, Verdict.INCONCLUSIVE
@@ -118,3 +131,55 @@ def test_pairs_are_taken_seed_by_seed_and_only_where_both_have_a_number():
 def test_pairs_of_different_numbers_of_seeds_are_refused():
     with pytest.raises(ValueError, match="zip"):
         paired(lambda a, b: a - b, [1.0], [1.0, 2.0])
+
+
+def race(none, batch):
+    return Race(0.9, 1000, {"none": list(none), "batch": list(batch)}).ratio("none", "batch")
+
+
+FAILED = math.nan
+ARRIVED = [100, 120, 90, 100, 110]
+
+
+@pytest.mark.parametrize(
+    ("none", "batch", "verdict"),
+    [
+        ([1000] * 5, ARRIVED, CONFIRMED),
+        ([None] * 5, ARRIVED, CONFIRMED),  # a lower bound, well above the margin
+        ([None] * 5, [900] * 5, INCONCLUSIVE),  # a lower bound near 1 says nothing against
+        (ARRIVED, [None] * 5, CONTRADICTED),  # an upper bound, well below
+        ([950] * 5, [None] * 5, INCONCLUSIVE),
+        ([None] * 5, [None] * 5, INCONCLUSIVE),  # nothing bounds their ratio
+        ([800] * 5, [200, 200, None, None, None], INCONCLUSIVE),
+        ([FAILED] * 5, ARRIVED, INCONCLUSIVE),  # what failed is no evidence
+        ([FAILED, FAILED, FAILED, 1000, 1000], ARRIVED, INCONCLUSIVE),  # too few that did not
+        (ARRIVED, ARRIVED, NOT_SEEN),
+    ],
+)
+def test_what_a_race_shows_where_some_never_arrive(none, batch, verdict):
+    assert judge_ratio(race(none, batch), 1.25) is verdict
+
+
+def test_a_ratio_of_bounds_is_a_bound_or_nothing():
+    six, two = Bounded(6.0), Bounded(2.0)
+    over, under = Bounded(6.0, at_least=True), Bounded(2.0, at_most=True)
+    assert ratio(six, two) == Bounded(3.0)
+    assert ratio(over, two) == ratio(six, under) == Bounded(3.0, at_least=True)
+    assert ratio(two, over) == ratio(under, six) == Bounded(1 / 3, at_most=True)
+    assert ratio(over, over) is ratio(under, under) is ratio(None, two) is ratio(two, None) is None
+    found = estimate_bounded([Bounded(1.0, at_least=True), None, two])
+    assert found is not None
+    assert (found.count, found.censored, found.capped) == (2, True, False)
+
+
+def test_the_highest_usable_rate_is_a_bound_at_both_ends_of_the_grid():
+    final = {
+        0.1: [0.9, 0.9, 0.1, 0.9],
+        1.0: [0.9, 0.9, 0.1, FAILED],
+        10.0: [0.9, 0.1, 0.1, 0.9],
+    }
+    top, within, none, failed = highest(final, 0.8)
+    assert top == Bounded(10.0, at_least=True)
+    assert within == Bounded(1.0)
+    assert none == Bounded(0.1, at_most=True)
+    assert failed is None

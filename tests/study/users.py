@@ -197,3 +197,27 @@ def maps_for_scores():
 
 
 not_callable = 3
+
+
+class Residual(nn.Module):
+    """A block that calls Livella's layer with a residual, and one with a mask if asked."""
+
+    def __init__(self, masked: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = livella.nn.BatchNorm2d(4, activation="relu")
+        self.head = nn.Linear(4, 3)
+        self.masked = masked
+
+    def forward(self, x):
+        z = self.conv(x)
+        mask = torch.ones(len(x), *x.shape[2:], dtype=torch.bool) if self.masked else None
+        return self.head(self.norm(z, residual=z, mask=mask).mean((2, 3)))
+
+
+def residual():
+    return Residual(masked=False)
+
+
+def masked():
+    return Residual(masked=True)

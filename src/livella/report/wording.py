@@ -45,14 +45,18 @@ def number(value: float | None, digits: int = 3) -> str:
 def estimate(value: Estimate, unit: str = "") -> Wording:
     """The median with its unit, and the interval, to the digits that the interval supports.
 
-    A censored median is a lower bound: it reads "≥", and its interval has no upper end.
+    A censored median is a lower bound: it reads "≥", and its interval has no upper end. A capped
+    one, a ratio, is an upper bound: it reads "≤", and its interval begins at nothing.
     """
     if math.isnan(value.median):
         return Wording(MISSING, "")
     median, low, high = _to_the_same_digits(value)
     if value.censored:
         median, high = f"≥{_SPACE}{median}", "∞"
-    bracket = f"[{low},{_SPACE}{high}{')' if high == '∞' else ']'}"
+    if value.capped:
+        median, low = f"≤{_SPACE}{median}", "0"
+    start = "(" if value.capped else "["
+    bracket = f"{start}{low},{_SPACE}{high}{')' if high == '∞' else ']'}"
     return Wording(_with_unit(median, unit), bracket if value.count > 1 else "")
 
 

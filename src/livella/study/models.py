@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from livella import nn as ours
+from livella import reference
 from livella.model import sites
 from livella.nn import make_norm
 from livella.study import sources
@@ -15,6 +17,11 @@ from livella.study.errors import StudyError
 from livella.study.microbatch import MicroBatches
 
 OWN = ("mlp", "cnn")
+
+_OURS = (
+    *(ours.BatchNorm1d, ours.BatchNorm2d, ours.BatchNorm3d),
+    *(ours.BatchNormAct1d, ours.BatchNormAct2d, ours.BatchNormAct3d),
+)
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -163,11 +170,37 @@ def _swap(model: nn.Module, site: sites.Site, network: Network) -> nn.Module:
         for name, value in own.named_parameters(recurse=False):
             if isinstance(getattr(new, name, None), nn.Parameter):
                 getattr(new, name).data.copy_(value)
-        if activation := getattr(own, "activation", None):
-            new = nn.Sequential(new, _ACTIVATIONS[activation]())
+        if isinstance(own, _OURS):
+            new = Called(new, own.activation)
     new = _as_asked(new, network)
     sites.replace(model, own, new)
     return new
+
+
+class Called(nn.Module):
+    """Another kind in the place of one of Livella's layers: called as that is, with a residual."""
+
+    def __init__(self, norm: nn.Module, activation: str | None) -> None:
+        super().__init__()
+        self.norm, self.activation = norm, activation
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        activation: str | None = None,
+    ) -> Tensor:
+        """Normalize, add, activate; a mask has no meaning to the other kinds."""
+        if mask is not None:
+            raise StudyError(
+                "a normalization of the model is called with a mask, which only batch norm takes; "
+                "leave the mask out to compare it with other kinds"
+            )
+        z = self.norm(x) if residual is None else self.norm(x) + residual
+        name = activation or self.activation
+        return z if name is None else reference.ACTIVATIONS[name].forward(z)
 
 
 class ShiftNoise(nn.Module):

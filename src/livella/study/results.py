@@ -26,7 +26,8 @@ class Estimate:
     """A median over seeds with its 95 % bootstrap interval.
 
     `censored` says that the budget ended before the thing measured came to pass, so that the
-    median is a lower bound.
+    median is a lower bound; `capped`, for a ratio whose divisor is such a bound, that it is an
+    upper one.
     """
 
     median: float
@@ -34,6 +35,7 @@ class Estimate:
     high: float
     count: int
     censored: bool = False
+    capped: bool = False
 
 
 @dataclass(frozen=True)

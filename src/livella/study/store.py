@@ -52,9 +52,20 @@ class Row:
             float(values["seconds"]),
             dict(values["provenance"]),
         )
+        _check(row.outcome)
         if row.trial.key() != values["key"]:
             raise ValueError("its key is not that of its trial")
         return row
+
+
+def _check(outcome: Outcome) -> None:
+    """Refuse an outcome that no trial gives; a failed one is never kept."""
+    accuracies = (*outcome.validation, *outcome.test)
+    if not all(type(value) in (int, float) for value in (*outcome.steps, *accuracies)):
+        raise ValueError("its outcome holds something else than numbers")
+    lengths = {len(outcome.steps), len(outcome.validation), len(outcome.test)}
+    if outcome.failed or len(lengths) > 1:
+        raise ValueError("its outcome is not that of a whole trial")
 
 
 def _refuse(constant: str) -> None:

@@ -70,6 +70,11 @@ class Outcome:
     error: str = ""
     """The exception that ended the trial, if one did; nothing else is then filled."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether it says nothing: an exception ended it, or it was never run."""
+        return bool(self.error) or not (self.test or self.diverged)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Outcome:
         return cls(**{name: _frozen(value) for name, value in values.items()})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import NamedTuple
 
 from livella.study.results import Estimate, Verdict
 
@@ -17,7 +19,40 @@ RELIABLE_SEEDS = 5
 """With fewer seeds the interval is much too narrow for its name; see `estimate`."""
 
 
-def estimate(seeds: Sequence[float | None], censored: bool = False) -> Estimate | None:
+class Bounded(NamedTuple):
+    """A number, or what is known of it where a budget or a grid ended first."""
+
+    value: float
+    at_least: bool = False
+    """The true number may be higher."""
+    at_most: bool = False
+    """The true number may be lower."""
+
+
+def ratio(first: Bounded | None, second: Bounded | None) -> Bounded | None:
+    """Give first / second; none where either has no number, or nothing bounds their ratio."""
+    if first is None or second is None:
+        return None
+    at_least = first.at_least or second.at_most
+    at_most = first.at_most or second.at_least
+    if at_least and at_most:
+        return None
+    return Bounded(first.value / second.value, at_least, at_most)
+
+
+def estimate_bounded(seeds: Sequence[Bounded | None]) -> Estimate | None:
+    """`estimate` of numbers of which some are bounds."""
+    known = [seed for seed in seeds if seed is not None]
+    return estimate(
+        [seed.value for seed in known],
+        censored=any(seed.at_least for seed in known),
+        capped=any(seed.at_most for seed in known),
+    )
+
+
+def estimate(
+    seeds: Sequence[float | None], censored: bool = False, capped: bool = False
+) -> Estimate | None:
     """The median over seeds with its bootstrap percentile interval; None where none has a value.
 
     A seed without a value is left out. The values are resampled 2,000 times with a fixed seed, so
@@ -32,7 +67,9 @@ def estimate(seeds: Sequence[float | None], censored: bool = False) -> Estimate 
     draw = random.Random(0)  # noqa: S311 - resampling, not a secret
     medians = sorted(median(draw.choices(values, k=len(values))) for _ in range(DRAWS))
     tail = round(DRAWS * (1 - CONFIDENCE) / 2)
-    return Estimate(median(values), medians[tail], medians[-1 - tail], len(values), censored)
+    return Estimate(
+        median(values), medians[tail], medians[-1 - tail], len(values), censored, capped
+    )
 
 
 def paired(
@@ -55,14 +92,18 @@ def judge(effect: Estimate | None, margin: float) -> Verdict:
     - *contradicted*: the whole interval is below minus the margin;
     - *not seen*: the whole interval is within the margin on both sides;
     - *inconclusive*: it reaches across a margin, or there are fewer than three seeds.
+
+    The interval of a lower bound is open above, that of an upper bound below.
     """
     if effect is None or effect.count < FEWEST_SEEDS:
         return Verdict.INCONCLUSIVE
-    if effect.low > margin:
+    low = -math.inf if effect.capped else effect.low
+    high = math.inf if effect.censored else effect.high
+    if low > margin:
         return Verdict.CONFIRMED
-    if effect.high < -margin:
+    if high < -margin:
         return Verdict.CONTRADICTED
-    if effect.low >= -margin and effect.high <= margin:
+    if low >= -margin and high <= margin:
         return Verdict.NOT_SEEN
     return Verdict.INCONCLUSIVE
 
@@ -74,4 +115,5 @@ def judge_ratio(effect: Estimate | None, margin: float) -> Verdict:
     middle, low, high = (
         math.log(max(value, 1e-300)) for value in (effect.median, effect.low, effect.high)
     )
-    return judge(Estimate(middle, low, high, effect.count), math.log(margin))
+    logarithms = dataclasses.replace(effect, median=middle, low=low, high=high)
+    return judge(logarithms, math.log(margin))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import median
 
@@ -10,7 +11,7 @@ from livella.study.claims import speed
 from livella.study.results import Axis, Estimate, Figure, Finding, Paper, Series, Table
 from livella.study.sweep import Contender, grid
 from livella.study.trial import Outcome, Trial
-from livella.study.verdict import estimate, judge_ratio, paired
+from livella.study.verdict import Bounded, estimate, estimate_bounded, judge_ratio, ratio
 
 MARGIN = 2.0
 USABLE = 0.9
@@ -29,8 +30,10 @@ def _plan(scope: Scope, _done: Done) -> Sequence[Trial]:
 def settled(outcome: Outcome) -> float:
     """The median test accuracy of the last points: a single one jumps about at high rates.
 
-    What broke off counts with the accuracy it fell to, what failed with 0.
+    What broke off counts with the accuracy it fell to; what failed has no number.
     """
+    if outcome.failed:
+        return math.nan
     return median(outcome.test[-1:] if outcome.diverged else outcome.test[-LAST:] or (0.0,))
 
 
@@ -47,18 +50,30 @@ def usable_rates(final: dict[float, list[float]], floor: float) -> list[list[flo
     ]
 
 
-def _highest(usable: list[list[float]]) -> list[float | None]:
-    return [max(rates, default=None) for rates in usable]
+def highest(final: dict[float, list[float]], floor: float) -> list[Bounded | None]:
+    """By seed, the highest usable rate: a bound at the grid's ends, none where a trial failed."""
+
+    def of_seed(k: int, usable: list[float]) -> Bounded | None:
+        if any(math.isnan(values[k]) for values in final.values()):
+            return None
+        if not usable:
+            return Bounded(min(final), at_most=True)
+        return Bounded(max(usable), at_least=max(usable) == max(final))
+
+    return [of_seed(k, usable) for k, usable in enumerate(usable_rates(final, floor))]
+
+
+def _median(values: Sequence[float]) -> float:
+    return median([value for value in values if not math.isnan(value)] or [0.0])
 
 
 def _assess(scope: Scope, done: Done) -> Evidence:
     finals = {c.name: _settled(c, done) for c in _contenders(scope)}
-    floor = USABLE * max(median(values) for final in finals.values() for values in final.values())
+    floor = USABLE * max(_median(values) for final in finals.values() for values in final.values())
     usable = {name: usable_rates(final, floor) for name, final in finals.items()}
-    highest = {name: _highest(rates) for name, rates in usable.items()}
-    top = max(scope.rates(speed.RATES))
-    ratios = paired(lambda batch, none: batch / none, highest["batch"], highest["none"])
-    effect = estimate(ratios, censored=top in highest["batch"])
+    tops = {name: highest(final, floor) for name, final in finals.items()}
+    pairs = zip(tops["batch"], tops["none"], strict=True)
+    effect = estimate_bounded([ratio(batch, none) for batch, none in pairs])
     finding = Finding(
         question="Does a network with batch norm still learn at rates where it otherwise fails?",
         verdict=judge_ratio(effect, MARGIN),
@@ -78,7 +93,7 @@ def _assess(scope: Scope, done: Done) -> Evidence:
                 c.name,
                 (
                     _range(usable[c.name]),
-                    estimate(highest[c.name], censored=top in highest[c.name]),
+                    estimate_bounded(tops[c.name]),
                     f"{c.best_rate(done):g}",
                     c.chosen(done).error,
                 ),
@@ -99,7 +114,9 @@ def _range(usable: list[list[float]]) -> str:
 def _figure(finals: dict[str, dict[float, list[float]]], text: str) -> Figure:
     series = []
     for name, final in finals.items():
-        points: list[Estimate | None] = [estimate([100 * v for v in vs]) for vs in final.values()]
+        points: list[Estimate | None] = [
+            estimate([None if math.isnan(v) else 100 * v for v in vs]) for vs in final.values()
+        ]
         series.append(
             Series(
                 name,

@@ -6,6 +6,7 @@ are the network of Ioffe & Szegedy 2015, section 4.1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -14,7 +15,7 @@ from livella.study.claim import Scope
 from livella.study.models import Network
 from livella.study.results import Estimate
 from livella.study.sweep import Chosen, Contender, steps_to
-from livella.study.verdict import estimate, paired
+from livella.study.verdict import Bounded, estimate_bounded, ratio
 
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 STEPS = 1200
@@ -52,7 +53,10 @@ def describe(scope: Scope) -> str:
 
 @dataclass(frozen=True)
 class Race:
-    """Steps that each contender takes, seed by seed, to one accuracy."""
+    """Steps that each contender takes, seed by seed, to one accuracy.
+
+    None where it never got there, NaN where the trial failed and says nothing.
+    """
 
     target: float
     budget: int
@@ -60,17 +64,22 @@ class Race:
 
     def estimate(self, name: str) -> Estimate | None:
         """Median steps; a seed that never got there counts as the budget, a lower bound."""
-        steps = self.steps[name]
-        late = any(s is None for s in steps)
-        return estimate([self.budget if s is None else s for s in steps], censored=late)
+        return estimate_bounded(self._bounded(name))
 
     def ratio(self, slow: str, fast: str) -> Estimate | None:
         """How many times the steps of `fast` does `slow` take."""
-        if not any(s is not None for s in self.steps[fast]):
-            return None
-        filled = {n: [self.budget if s is None else s for s in self.steps[n]] for n in (slow, fast)}
-        ratios = paired(lambda a, b: a / b, filled[slow], filled[fast])
-        return estimate(ratios, censored=any(s is None for s in self.steps[slow]))
+        pairs = zip(self._bounded(slow), self._bounded(fast), strict=True)
+        return estimate_bounded([ratio(a, b) for a, b in pairs])
+
+    def _bounded(self, name: str) -> list[Bounded | None]:
+        return [
+            Bounded(self.budget, at_least=True)
+            if steps is None
+            else None
+            if math.isnan(steps)
+            else Bounded(steps)
+            for steps in self.steps[name]
+        ]
 
 
 def in_words(race: Race, chosen: Sequence[Chosen]) -> str:
@@ -78,7 +87,9 @@ def in_words(race: Race, chosen: Sequence[Chosen]) -> str:
     parts = []
     for c in chosen:
         steps = race.estimate(c.name)
-        if steps is not None:
+        if steps is None:
+            parts.append(f"{c.name}: every trial failed")
+        else:
             more = "at least " if steps.median >= race.budget else ""
             parts.append(f"{c.name}: {more}{steps.median:.0f} steps")
     return "; ".join(parts)
@@ -91,5 +102,7 @@ def race(chosen: Sequence[Chosen]) -> Race:
     """
     tops = [median([max(o.test) for o in c.outcomes if o.test] or [0.0]) for c in chosen]
     target = NEAR * max(tops)
-    steps = {c.name: [steps_to(target, o) for o in c.outcomes] for c in chosen}
+    steps = {
+        c.name: [math.nan if o.failed else steps_to(target, o) for o in c.outcomes] for c in chosen
+    }
     return Race(target, chosen[0].budget, steps)
