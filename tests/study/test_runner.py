@@ -113,3 +113,12 @@ def test_a_killed_worker_is_told_in_words(monkeypatch):
     planned = claim(lambda _scope, _done: [worlds.trial()])
     with pytest.raises(StudyError, match=r"fewer --jobs; finished trials are kept"):
         runner.run([planned], worlds.scope(), {}, lambda _row: None, 1, progress=False)
+
+
+def test_a_file_changed_while_the_study_runs_is_no_trial_of_the_old_one(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(worlds.USERS.read_text())
+    one = worlds.trial(data=f"{file}:loaders")
+    assert not runner.run_trial(one).outcome.failed
+    file.write_text(worlds.USERS.read_text() + "\nX += 1\n")
+    assert "was changed while it ran" in runner.run_trial(one).outcome.error

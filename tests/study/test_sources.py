@@ -111,3 +111,12 @@ def test_a_file_edited_during_a_session_is_read_again(tmp_path):
     file.write_text("def answer():\n    return 2\n")
     assert sources.call(f"{file}:answer", "a number") == 2
     assert sources.digest(f"{file}:answer") != before
+
+
+def test_the_digest_of_a_folder_changes_with_its_files(tmp_path):
+    file = tmp_path / "train-labels-idx1-ubyte"
+    file.write_bytes(b"1")
+    before = sources.digest(f"idx:{tmp_path}")
+    assert sources.digest(f"idx:{tmp_path}") == before
+    file.write_bytes(b"2")
+    assert sources.digest(f"idx:{tmp_path}") != before

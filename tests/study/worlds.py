@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from livella.study import sources
 from livella.study.claim import Scope
 from livella.study.models import Network
 from livella.study.store import Row
@@ -46,7 +48,10 @@ def scope(seeds: int = 5, **changed: object) -> Scope:
 def trial(seed: int = 0, **settings: object) -> Trial:
     """A short training on digits that takes a few hundredths of a second."""
     usual = {"data": "digits", "network": Network(width=8, depth=1), "rate": 0.1, "steps": 4}
-    return Trial(**{**usual, "seed": seed, "evaluations": 2, **settings})
+    one = Trial(**{**usual, "seed": seed, "evaluations": 2, **settings})
+    kind = one.network.kind
+    model = kind if sources.is_function(kind) else None
+    return dataclasses.replace(one, version=sources.version(one.data, model))
 
 
 def row(seed: int = 0, error: str = "") -> Row:

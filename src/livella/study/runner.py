@@ -134,10 +134,19 @@ def _quiet_workers() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _check_version(one: Trial) -> None:
+    """Refuse to run what the user changed meanwhile: it would be kept as what it was."""
+    kind = one.network.kind
+    now = sources.version(one.data, kind if sources.is_function(kind) else None)
+    if now != one.version:
+        raise StudyError("a file of the study was changed while it ran; start the study again")
+
+
 def run_trial(one: Trial) -> Row:
     """Run a trial; what it raises becomes part of its outcome, so that the others go on."""
     start = time.perf_counter()
     try:
+        _check_version(one)
         outcome = trial.run(one)
     except Exception as error:
         outcome = Outcome(error=sources.in_words(error))

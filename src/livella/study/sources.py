@@ -107,8 +107,14 @@ def is_function(spec: str) -> bool:
 def digest(spec: str) -> str:
     """A short digest of the file in which a user's function stands, to notice that it changed.
 
-    Empty for what is no user's function.
+    Of all files for a folder of IDX files; empty for what comes with the study. What a user's
+    function reads or imports is not covered.
     """
+    if spec.startswith("idx:"):
+        contents = hashlib.sha256()
+        for path in sorted(Path(spec.removeprefix("idx:")).glob("*-ubyte*")):
+            contents.update(path.name.encode() + path.read_bytes())
+        return contents.hexdigest()[:12]
     if not is_function(spec):
         return ""
     function = inspect.unwrap(load_function(spec, "a value"))
@@ -116,6 +122,11 @@ def digest(spec: str) -> str:
         function = _load_module(spec.rpartition(":")[0])
     file = inspect.getsourcefile(function)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else ""
+
+
+def version(data: str, model: str | None) -> str:
+    """The digests of all that is the user's in a trial."""
+    return " ".join(filter(None, (digest(spec) for spec in (data, model) if spec)))
 
 
 def in_words(error: BaseException) -> str:

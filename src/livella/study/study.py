@@ -114,7 +114,7 @@ def _scope(data: str, model: str | None, seeds: int, steps: int | None) -> Scope
         instance_possible=min(dims) > 2,
         seeds=tuple(range(seeds)),
         steps=steps,
-        version=" ".join(filter(None, (sources.digest(s) for s in (data, model) if s))),
+        version=sources.version(data, model),
     )
 
 

@@ -1,0 +1,502 @@
+"""The kernels against definitions in long double and float64, for each instruction set.
+
+Then what only kernels can get wrong: tails, alignment, rounding, size, threads.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from livella import native
+from livella.functional import batch_norm
+
+if not native.loaded:
+    pytest.skip(f"needs the kernels; the path in use: {native.path()}", allow_module_level=True)
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ACTIVATIONS = {
+    None: lambda z: z,
+    "relu": lambda z: np.maximum(z, 0),
+    "relu6": lambda z: np.clip(z, 0, 6),
+    "leaky_relu": lambda z: np.where(z > 0, z, z / 100),
+    "silu": lambda z: z / (1 + np.exp(-z)),
+    "hardswish": lambda z: z * np.clip(z + 3, 0, 6) / 6,
+}
+TORCHS = {
+    None: lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
+KINKS = torch.tensor([-3.0, 0.0, 3.0, 6.0], dtype=torch.float64)
+EPS = 1e-3
+
+
+def normal(shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def wide(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def place(t, dtype, last=False, offset=0):
+    """Give t in a dtype and a layout, some elements into its storage."""
+    t = t.movedim(1, -1) if last else t
+    memory = torch.empty(offset + t.numel(), dtype=dtype)
+    placed = memory[offset:].view(t.shape).copy_(t)
+    return placed.movedim(-1, 1) if last else placed
+
+
+def by_channel(t):
+    """Give t with a row for each channel."""
+    return t.detach().movedim(1, 0).reshape(t.shape[1], -1)
+
+
+def exact(t):
+    """Give t in long double, a row for each channel."""
+    return by_channel(t).double().numpy().astype("longdouble")
+
+
+def moments(t):
+    """Give the mean and the biased variance by their definition: two passes, in long double."""
+    values = exact(t)
+    mean = values.mean(1, keepdims=True)
+    return mean[:, 0], np.square(values - mean).mean(1)
+
+
+def define(x, mean, var, weight, bias, residual, activation, eps=EPS):
+    """Give y by its definition in long double, a row for each channel."""
+    mean, var = (np.asarray(each, "longdouble")[:, None] for each in (mean, var))
+    z = (exact(x) - mean) / np.sqrt(var + eps)
+    if weight is not None:
+        weight, bias = (t.detach().double().numpy()[:, None] for t in (weight, bias))
+        z = z * weight + bias
+    return ACTIVATIONS[activation](z if residual is None else z + exact(residual))
+
+
+def differentiate(x, weight, bias, residual, mean, var, activation, training, dy):
+    """Give the gradients that autograd takes of the formula written out, in float64.
+
+    Where z is near a kink, its rounding decides the derivative: dy is made zero there, in place.
+    """
+    leaves = [t if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    leaves.append(residual if residual is None else residual.detach().double().requires_grad_())
+    x, weight, bias, residual = leaves
+    across = (1, -1, *[1] * (x.dim() - 2))
+    if training:
+        dims = [d for d in range(x.dim()) if d != 1]
+        mean, var = x.mean(dims), x.var(dims, unbiased=False)
+    z = (x - mean.double().view(across)) / (var.double().view(across) + EPS).sqrt()
+    if weight is not None:
+        z = z * weight.view(across) + bias.view(across)
+    if residual is not None:
+        z = z + residual
+    if activation is not None:
+        dy.masked_fill_((z.detach().unsqueeze(-1) - KINKS).abs().amin(-1) < 0.1, 0)
+    wanted = [t for t in leaves if t is not None]
+    return torch.autograd.grad(TORCHS[activation](z), wanted, dy.double())
+
+
+def near(ours, expected, name, scale, rounded=0.0):
+    """Allow one rounding of the result and of a number `rounded`, and `scale` of the computing."""
+    expected = torch.as_tensor(np.asarray(expected, "float64"))
+    own, computing = torch.finfo(ours.dtype), torch.finfo(wide(ours.dtype))
+    allowed = own.eps * (expected.abs() + rounded) + own.tiny + computing.eps * scale
+    excess = ((ours.detach().double() - expected).abs() / allowed).max()
+    assert excess <= 1, f"{name}: {excess:.3g} times the error allowed"
+
+
+def make(case):
+    """Give x, weight, bias, residual, the running averages and dy of a case."""
+    shape, dtype, seed = case["shape"], case["dtype"], case["seed"]
+    how = (dtype, case.get("last", False), case.get("offset", 0))
+    parameter = dtype if case.get("narrow") else wide(dtype)
+    x, residual, dy = (place(2 * normal(shape, seed + k) + 1, *how) for k in range(3))
+    weight, bias, mean, var = (normal(shape[1], seed + k).to(parameter) for k in range(3, 7))
+    if not case.get("affine", True):
+        weight = bias = None
+    leaves = x, weight, bias, residual if case["residual"] else None
+    leaves = [t if t is None else t.requires_grad_() for t in leaves]
+    return leaves, mean, var.square() + 0.1, dy
+
+
+def check(case):
+    """Compare all that a call and its backward give with the definitions."""
+    (x, weight, bias, residual), *before, dy = make(case)
+    training, activation = case["training"], case["activation"]
+    after = [t.clone() for t in before]
+    y = batch_norm(
+        x, *after, weight, bias, training, 0.25, EPS, activation=activation, residual=residual
+    )
+    assert (y.dtype, y.shape) == (x.dtype, x.shape)
+    mean, var = moments(x) if training else (t.double().numpy() for t in before)
+    y_defined = define(x, mean, var, weight, bias, residual, activation)
+    near(by_channel(y), y_defined, "y", 160)
+    count = x.numel() // x.shape[1]
+    for old, new, batch in zip(before, after, (mean, var * count / max(1, count - 1)), strict=True):
+        share = 0.25 if training else 0
+        near(new, (1 - share) * old.double().numpy() + share * batch, "a running average", 32)
+
+    expected = differentiate(x, weight, bias, residual, *before, activation, training, dy)
+    wanted = [t for t in (x, weight, bias, residual) if t is not None]
+    # dz, which is the gradient of the residual, is read again from where it was written.
+    rounded = expected[0].abs().max() if residual is not None and activation else 0
+    for leaf, ours, theirs in zip(
+        wanted, torch.autograd.grad(y, wanted, dy), expected, strict=True
+    ):
+        assert ours.dtype == leaf.dtype
+        scale = 400 + (0 if leaf.dim() > 1 else 16 * count)
+        near(ours, theirs, f"gradient of shape {tuple(leaf.shape)}", scale, rounded)
+
+
+@pytest.fixture
+def threads():
+    """Give the function that sets their number, and set it back."""
+    number = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(number)
+
+
+# Against the definition
+
+
+SHAPES = st.integers(2, 5).flatmap(
+    lambda dims: st.tuples(
+        st.integers(2, 9), st.integers(1, 70), *[st.sampled_from([1, 2, 3, 7, 19])] * (dims - 2)
+    )
+)
+CASES = st.fixed_dictionaries(
+    {
+        "shape": SHAPES,
+        "dtype": st.sampled_from(DTYPES),
+        "last": st.booleans(),
+        "offset": st.integers(0, 3),
+        "activation": st.sampled_from(list(ACTIVATIONS)),
+        "residual": st.booleans(),
+        "training": st.booleans(),
+        "affine": st.booleans(),
+        "narrow": st.booleans(),
+        "seed": st.integers(0, 9999),
+    }
+)
+
+
+def test_the_instruction_set_is_the_one_asked_for():
+    wanted = os.environ.get("LIVELLA_ISA")
+    assert native.path() == f"native ({wanted or torch.ops.livella.instruction_set()})"
+
+
+@settings(max_examples=150)
+@given(CASES)
+def test_any_call_agrees_with_the_definition(case):
+    check(case)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_in_every_dtype(activation, with_residual, training, last):
+    for seed, dtype in enumerate(DTYPES):
+        check(
+            {
+                "shape": (3, 5, 4, 9), "dtype": dtype, "last": last, "offset": seed, "seed": seed,
+                "activation": activation, "residual": with_residual, "training": training,
+            }
+        )  # fmt: skip
+
+
+# Lengths from one value to one more than two of the widest vectors, and such a tail behind each
+# size at which the kernels take another way: a row of its own, a piece of a row, a unit of samples.
+TAILS = range(1, 34)
+SIZED = {
+    "channels": lambda n: (3, n),
+    "samples": lambda n: (n + 1, 5),
+    "positions": lambda n: (2, 3, n),
+    "samples of rows": lambda n: (n + 1, 3, 2),
+    "rows": lambda n: (2, 2, 255 + n),
+    "pieces": lambda n: (2, 1, 8191 + n),
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sized", SIZED)
+def test_every_tail(sized, dtype, last):
+    for n in TAILS:
+        check(
+            {
+                "shape": SIZED[sized](n), "dtype": dtype, "last": last, "offset": n % 4, "seed": n,
+                "activation": (None, "relu")[n % 2], "residual": n % 3 == 0, "training": True,
+            }
+        )  # fmt: skip
+
+
+CUT_INTO_PARTS = {
+    "long rows": ((4, 3, 300, 300), False),
+    "many channels": ((64, 40, 14, 14), False),
+    "short rows": ((128, 512, 7, 7), False),
+    "rows of many samples": ((300, 2, 15, 15), False),
+    "channels last": ((8, 64, 60, 60), True),
+    "no positions": ((5000, 130), False),
+}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("name", ["rows of many samples", "no positions"])
+def test_large_shapes_agree_with_the_definition(name, number, threads):
+    threads(number)
+    shape, last = CUT_INTO_PARTS[name]
+    check(
+        {
+            "shape": shape, "dtype": torch.float32, "last": last, "seed": 0, "activation": "relu6",
+            "residual": True, "training": True,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT_INTO_PARTS)
+def test_threads_and_repetition_change_no_bit(name, threads):
+    shape, last = CUT_INTO_PARTS[name]
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (place(torch.randn(shape, generator=generator), torch.float32, last) for _ in range(2))
+    x.requires_grad_()
+    weight, bias = (normal(shape[1], k).float().requires_grad_() for k in (1, 2))
+
+    def run(training):
+        mean, var = torch.zeros(shape[1]), torch.ones(shape[1])
+        y = batch_norm(x, mean, var, weight, bias, training, activation="relu")
+        return y.detach(), mean, var, *torch.autograd.grad(y, (x, weight, bias), dy)
+
+    for training in (True, False):
+        threads(1)
+        first = run(training)
+        for number in (1, 2, 3):
+            threads(number)
+            assert all(map(torch.equal, run(training), first)), (number, training)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_running_averages_may_lie_anywhere(dtype):
+    x, memory = normal((4, 3, 5)).to(dtype), normal((3, 8), 1).abs().to(wide(dtype))
+    before, apart = memory.clone(), [memory[:, k].clone() for k in (2, 5)]
+    y = batch_norm(x, memory[:, 2], memory[:, 5], training=True)
+    assert torch.equal(y, batch_norm(x, *apart, training=True))
+    assert torch.equal(memory[:, [2, 5]], torch.stack(apart, 1))
+    others = [0, 1, 3, 4, 6, 7]
+    assert torch.equal(memory[:, others], before[:, others])
+
+
+NOTHING = """
+import itertools, torch, livella.functional
+shapes = [(0, 3), (4, 0), (0, 3, 4), (2, 3, 0), (2, 0, 4), (0, 3, 2, 2)]
+for shape, training in itertools.product(shapes, (False, True)):
+    x, mean, var = torch.ones(shape), torch.ones(shape[1]), torch.ones(shape[1])
+    try:
+        given = (None, None, x, mean, var, None, training, 0.5, 1e-3, "relu")
+        y, kept = torch.ops.livella.batch_norm(x, *given)
+        torch.ops.livella.batch_norm_backward(
+            y, x, kept, None, None, y, "relu", training, True, True, True
+        )
+    except RuntimeError as error:
+        assert "livella: expected" in str(error), error
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="channels first, the operators divide by no positions")
+def test_the_operators_refuse_or_take_nothing_at_all():
+    result = subprocess.run(
+        [sys.executable, "-c", NOTHING], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+WRONG = {
+    "rank": (torch.ones(3), {}),
+    "strided input": (torch.ones(4, 3, 8)[..., ::2], {}),
+    "overlapping input": (torch.ones(3).expand(4, 3), {}),
+    "weight size": (torch.ones(4, 3), {"weight": torch.ones(2)}),
+    "bias rank": (torch.ones(4, 3), {"bias": torch.ones(3, 1)}),
+    "mean size": (torch.ones(4, 3), {"running_mean": torch.ones(4)}),
+    "variance of no extent": (torch.ones(4, 3), {"running_var": torch.ones(1).expand(3)}),
+    "residual size": (torch.ones(4, 3), {"residual": torch.ones(4, 2)}),
+    "residual layout": (torch.ones(4, 3), {"residual": torch.ones(3, 4).t()}),
+    "residual dtype": (torch.ones(4, 3), {"residual": torch.ones(4, 3).double()}),
+    "integers": (torch.ones(4, 3).long(), {}),
+    "counter dtype": (torch.ones(4, 3), {"num_batches_tracked": torch.ones(())}),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_operator_refuses_what_would_reach_outside_its_memory(case):
+    x, changed = WRONG[case]
+    given = {
+        "weight": None, "bias": None, "residual": None, "running_mean": torch.ones(3),
+        "running_var": torch.ones(3), "num_batches_tracked": torch.tensor(1), "training": True,
+        "momentum": 0.1, "eps": EPS, "activation": None,
+    } | changed  # fmt: skip
+    with pytest.raises(RuntimeError, match="livella: expected"):
+        torch.ops.livella.batch_norm(x, **given)
+    for kept in ("running_mean", "running_var"):
+        assert kept in changed or torch.equal(given[kept], torch.ones(3))
+    assert given["num_batches_tracked"] == 1
+
+
+# Values that are hard to sum
+
+
+def errors(x, function):
+    """Give the rms error of y, and the relative one of the variance, by `function`."""
+    mean, var = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+    y = function(x, mean, var, training=True, momentum=1.0, eps=1e-12)
+    count = x.numel() // x.shape[1]
+    mean_exact, var_exact = moments(x)
+    defined = define(x, mean_exact, var_exact, None, None, None, None, eps=1e-12)
+    unbiased = var_exact * count / (count - 1)
+    return (
+        float(np.sqrt(np.square(exact(y) - defined).mean())),
+        float(np.sqrt(np.square(var.double().numpy() / unbiased - 1).mean())),
+    )
+
+
+LAYOUTS = {
+    "(N, C)": ((4096, 8), False),
+    "NCHW": ((16, 8, 16, 16), False),
+    "long rows": ((2, 8, 48, 48), False),
+    "channels last": ((16, 8, 16, 16), True),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("offset", "deviation"), [(0.0, 1.0), (100.0, 1.0), (1e4, 1e-2)])
+def test_the_error_is_no_larger_than_that_of_torch(layout, offset, deviation):
+    shape, last = LAYOUTS[layout]
+    x = place(offset + deviation * normal(shape), torch.float32, last)
+    ours, theirs = errors(x, batch_norm), errors(x, F.batch_norm)
+    for mine, torchs in zip(ours, theirs, strict=True):
+        assert mine <= 1.5 * torchs + 2e-7
+    if offset == 1e4 and layout in ("(N, C)", "channels last"):
+        assert ours[0] < theirs[0] / 4
+        assert ours[1] < theirs[1] / 4
+
+
+@pytest.mark.parametrize("few", [4, 16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_outliers_in_front_cost_little(layout, few):
+    shape, last = LAYOUTS[layout]
+    values = normal(shape).movedim(1, -1).contiguous()
+    values.view(-1, shape[1])[:few] += 1e4
+    x = place(values.movedim(-1, 1), torch.float32, last)
+    _, of_variance = errors(x, batch_norm)
+    assert of_variance < 5e-6  # where the variance is made of the outliers alone
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7, 1e4 / 3, 1e15])
+def test_a_constant_channel_has_no_variance_at_all(value, last):
+    for shape in ((7, 3), (5, 3, 37), (2, 3, 300), (300, 3, 15, 15)):
+        x = place(torch.full(shape, value), torch.float32, last)
+        mean, var = torch.zeros(3), torch.ones(3)
+        bias = torch.tensor([-1.0, 0.5, 2.0])
+        y = batch_norm(x, mean, var, torch.ones(3), bias, training=True, momentum=1.0)
+        assert torch.equal(var, torch.zeros(3)), shape
+        assert_close(mean, x[0].reshape(3, -1)[:, 0], rtol=2e-7, atol=0)
+        assert_close(y, bias.view(1, 3, *[1] * (x.dim() - 2)).expand(shape), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("shape", [(9, 19), (4, 19, 5), (2, 19, 301)])
+def test_what_is_not_finite_stays_in_its_channel(shape, value, training, last):
+    def run(spoilt):
+        x = place(normal(shape), torch.float32, last)
+        if spoilt:
+            x[(1, 7, *[0] * (x.dim() - 2))] = value
+        x.requires_grad_()
+        stats = torch.zeros(19), torch.ones(19)
+        y = batch_norm(x, *stats, torch.ones(19), torch.zeros(19), training, activation="silu")
+        (dx,) = torch.autograd.grad(y, x, place(normal(shape, 1), torch.float32, last))
+        return [exact(t) for t in (y, dx)] + [t.numpy() for t in stats]
+
+    others = np.arange(19) != 7
+    for spoilt, clean in zip(run(True), run(False), strict=True):
+        np.testing.assert_array_equal(spoilt[others], clean[others])
+    y, dx, mean, var = (each[7] for each in run(True))
+    if training:
+        assert np.isnan(y).all()
+        assert np.isnan(dx).all()
+        assert not np.isfinite([mean, var]).any()
+    else:
+        assert np.isfinite(y).sum() >= y.size - 1, "others in the channel are as they were"
+
+
+# Bits and sizes
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_two_bytes_comes_through(dtype, last):
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    x = bits.view(dtype).view(64, 4, 256)
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+    y = batch_norm(x, torch.zeros(4), torch.ones(4), eps=0.0)
+    number = ~x.isnan()
+    assert torch.equal(y.isnan(), x.isnan())
+    assert torch.equal(y[number], x[number])
+    signed = number & (x != 0)  # −0 − 0 + 0 is 0, in torch's as well
+    assert torch.equal(
+        y.contiguous().view(torch.int16)[signed], x.contiguous().view(torch.int16)[signed]
+    )
+
+
+def test_two_gigabytes_and_a_little():
+    if hasattr(os, "sysconf") and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 2**33:
+        pytest.skip("needs a machine with 8 GB of memory")
+    tile = (2 * normal((2, 2, 1, 4099)) + 1).bfloat16()
+    x = tile.expand(2, 2, 65500, 4099).contiguous()
+    assert x.numel() * x.element_size() > 2**31
+    for training in (False, True):
+        mean, var = torch.zeros(2), torch.ones(2)
+        expected = moments(tile) if training else (mean.numpy().copy(), var.numpy().copy())
+        y = batch_norm(x, mean, var, None, None, training, 1.0, EPS)
+        defined = define(tile, *expected, None, None, None, None)
+        near(by_channel(y[:, :, -1:]), defined, "y", 160)
+        last = y[1, 1]  # here lies the border
+        assert torch.equal(last, last[:1].expand_as(last))
+        assert_close((mean, var), tuple(torch.tensor(t.astype("float32")) for t in expected))
+        del y, last
+
+
+# The other instruction sets
+
+
+OTHERS = {"avx512", "avx2", "portable"} - {torch.ops.livella.instruction_set()}
+
+
+@pytest.mark.parametrize("isa", sorted(OTHERS))
+def test_other_instruction_sets(isa):
+    selected = ["-k", "not other_instruction_sets and not two_gigabytes"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, *selected],
+        env=os.environ | {"LIVELLA_ISA": isa, "LIVELLA_KERNELS": "native"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = result.stdout + result.stderr
+    if "names no instruction set of this machine" in said:
+        pytest.skip(f"this machine has no {isa}")
+    assert result.returncode == 0, said

@@ -1,0 +1,357 @@
+"""The operators as torch sees them: schema, shapes, gradients, graphs, what is kept, bad input."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch.testing import assert_close
+
+from livella import native
+from livella.functional import batch_norm
+from livella.operators import TOLD_BY_OUTPUT
+from livella.reference import ACTIVATIONS
+
+if not native.loaded:
+    pytest.skip(f"needs the kernels; the path in use: {native.path()}", allow_module_level=True)
+
+EVERY_ACTIVATION = [None, *ACTIVATIONS]
+# The compiler itself makes an instance, and warns of it.
+compiles = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def averages(channels=3, dtype=torch.float32):
+    return torch.full((channels,), 0.3, dtype=dtype), torch.full((channels,), 1.7, dtype=dtype)
+
+
+def parameters(channels=3, dtype=torch.float32):
+    return 1 + normal(channels, seed=8, dtype=dtype) / 4, normal(channels, seed=9, dtype=dtype)
+
+
+LAYOUTS = {
+    "(N, C)": lambda t: t[:, :, 0, 0].contiguous(),
+    "NCHW": lambda t: t,
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
+}
+
+
+def kept_for(activation, y, residual):
+    """What the gradient is told an activation's derivative by, beside x."""
+    if residual is None or activation is None:
+        return None
+    return y if activation in TOLD_BY_OUTPUT else residual
+
+
+# What torch asks of an operator
+
+
+# Tracing it with free shapes takes most of the time: once for each kind of graph is enough.
+QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
+COMBINATIONS = [
+    (None, False, "NCHW", True),
+    (None, True, "(N, C)", False),
+    ("relu", True, "channels last", True),
+    ("silu", True, "NCHW", True),
+    ("silu", False, "channels last", False),
+]
+
+
+@pytest.mark.parametrize(("activation", "with_residual", "layout", "training"), COMBINATIONS)
+def test_opcheck(activation, with_residual, layout, training):
+    x, residual, dy = (LAYOUTS[layout](normal(4, 3, 5, 2, seed=k)) for k in range(3))
+    leaves = (x, *parameters(), residual if with_residual else None)
+    leaves = [t if t is None else t.requires_grad_() for t in leaves]
+    plain = [t if t is None else t.detach() for t in leaves]
+    opcheck, livella = torch.library.opcheck, torch.ops.livella
+
+    settings = (*averages(), torch.tensor(2), training, 0.1, 1e-5, activation)
+    opcheck(livella.batch_norm.default, (*leaves, *settings))
+    y, statistics = livella.batch_norm(*plain, *settings)
+    evaluation = (x, *averages(), *leaves[1:], 1e-5, activation)
+    opcheck(livella.batch_norm_inference.default, evaluation, test_utils=QUICK)
+    saved = kept_for(activation, y, plain[3])
+    backward = (dy, plain[0], statistics, *plain[1:3], saved, activation, training)
+    for wanted in itertools.product((True, False), repeat=3):
+        opcheck(livella.batch_norm_backward.default, (*backward, *wanted), test_utils=QUICK)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_opcheck_of_other_dtypes_and_without_options(dtype):
+    x = normal(6, 3, 2, dtype=dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    opcheck, livella = torch.library.opcheck, torch.ops.livella
+    for weight in (None, normal(3, dtype=wide), normal(3, dtype=dtype)):
+        forward = (x, weight, None, None, None, None, None, True, 0.1, 1e-5, None)
+        opcheck(livella.batch_norm.default, forward, test_utils=QUICK)
+        _, statistics = livella.batch_norm(*forward)
+        backward = (x, x, statistics, weight, None, None, None, True, True, True, True)
+        opcheck(livella.batch_norm_backward.default, backward, test_utils=QUICK)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("activation", EVERY_ACTIVATION)
+def test_gradients_of_both_orders(activation, layout):
+    for training in (True, False):
+        for with_residual in (False, True):
+            x, residual = (LAYOUTS[layout](normal(4, 2, 2, 1, seed=k).double()) for k in (3, 4))
+            weight, bias = parameters(2, torch.float64)
+
+            def run(x, weight, bias, residual, training=training):
+                stats = averages(2, torch.float64)
+                options = {"activation": activation, "residual": residual}
+                return batch_norm(x, *stats, weight, bias, training, **options)
+
+            inputs = [x, weight, bias, residual if with_residual else None]
+            inputs = [t if t is None else t.requires_grad_() for t in inputs]
+            assert "BatchNorm" in type(run(*inputs).grad_fn).__name__, "the kernels are meant"
+            assert torch.autograd.gradcheck(run, inputs)
+            assert torch.autograd.gradgradcheck(run, inputs)
+
+
+# Graphs
+
+
+def graphs_of(function, *arguments):
+    """Give the value of a compiled function, its forward graph and its backward graph as code."""
+    forward, backward = [], []
+
+    def into(seen):
+        def compiler(graph, _):
+            seen.append(graph.code)
+            return make_boxed_func(graph.forward)
+
+        return compiler
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=into(forward), bw_compiler=into(backward))
+    value = torch.compile(function, backend=backend, fullgraph=True)(*arguments)
+    if value.requires_grad:
+        value.sin().sum().backward()
+    return value, "\n".join(forward), "\n".join(backward)
+
+
+@compiles
+@pytest.mark.parametrize(("activation", "with_residual"), [(None, False), ("relu", True)])
+def test_a_compiled_graph_in_training_holds_the_operators(activation, with_residual):
+    def leaves():
+        given = [normal(4, 3, 5), *parameters(), normal(4, 3, 5, seed=1)]
+        return [t.requires_grad_() for t in given]
+
+    def run(x, weight, bias, residual, mean, var):
+        residual = residual if with_residual else None
+        options = {"activation": activation, "residual": residual}
+        return batch_norm(x, mean, var, weight, bias, True, **options)
+
+    ours, theirs, stats, expected_stats = leaves(), leaves(), averages(), averages()
+    y, forward, backward = graphs_of(run, *ours, *stats)
+    assert "livella.batch_norm" in forward
+    assert "livella.batch_norm_backward" in backward
+    assert "native_batch_norm" not in forward + backward
+    expected = run(*theirs, *expected_stats)
+    expected.sin().sum().backward()
+    assert_close((y, *stats), (expected, *expected_stats))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            assert_close(one.grad, other.grad)
+
+
+@compiles
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_a_compiled_graph_in_evaluation_holds_operators_of_torch_alone(needs_gradient):
+    weight, bias = parameters()
+
+    def run(x, mean, var):
+        return batch_norm(x, mean, var, weight, bias, activation="relu")
+
+    x, stats = normal(4, 3, 5).requires_grad_(needs_gradient), averages()
+    y, forward, backward = graphs_of(run, x, *stats)
+    assert forward
+    assert bool(backward) == needs_gradient
+    assert "livella" not in forward + backward
+    assert_close(y, run(x, *stats))
+
+
+class _Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        for name, tensor in zip(("mean", "var"), averages(), strict=True):
+            self.register_buffer(name, tensor)
+        self.weight, self.bias = map(torch.nn.Parameter, parameters())
+
+    def forward(self, x):
+        given = (self.mean, self.var, self.weight, self.bias)
+        return batch_norm(x, *given, self.training, activation="hardswish")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_exported_graph_runs_without_livella(training):
+    layer, x = _Layer().train(training), normal(4, 3, 5)
+    program = torch.export.export(layer, (x,))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert any("batch_norm" in target for target in targets)
+    assert not any("livella" in target for target in targets)
+    assert_close(program.module()(x), layer(x))
+
+
+# Precision and memory
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_data_with_wide_parameters(dtype, training):
+    leaves = [t.requires_grad_() for t in (normal(8, 3, 5, dtype=dtype), *parameters())]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    dy = normal(8, 3, 5, seed=2, dtype=dtype)
+    stats, exact_stats = averages(), averages(dtype=torch.float64)
+    y = batch_norm(leaves[0], *stats, *leaves[1:], training, activation="silu")
+    expected = F.silu(F.batch_norm(exact[0], *exact_stats, *exact[1:], training))
+    assert_close(y, expected.to(dtype))
+    assert_close(stats, tuple(t.float() for t in exact_stats))
+    gradients = torch.autograd.grad(y, leaves, dy)
+    wanted = torch.autograd.grad(expected, exact, dy.double())
+    assert [t.dtype for t in gradients] == [dtype, torch.float32, torch.float32]
+    assert_close(gradients, tuple(t.to(g.dtype) for t, g in zip(wanted, gradients, strict=True)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("activation", EVERY_ACTIVATION)
+def test_the_graph_keeps_two_numbers_a_channel_of_its_own(activation, with_residual, training):
+    x, residual = normal(4, 3, 5).requires_grad_(), normal(4, 3, 5, seed=1).requires_grad_()
+    weight, bias = (t.requires_grad_() for t in parameters())
+    residual = residual if with_residual else None
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = batch_norm(
+            x, *averages(), weight, bias, training, activation=activation, residual=residual
+        )
+    held = {t.data_ptr() for t in (x, weight, bias, residual, y) if t is not None}
+    own = [t for t in kept if t.data_ptr() not in held]
+    assert sum(t.numel() for t in own) == 2 * 3
+    assert len(kept) - len(own) <= 4
+
+
+def test_an_output_changed_before_backward_is_noticed():
+    def run(function):
+        x, residual = normal(4, 3, 5).requires_grad_(), normal(4, 3, 5, seed=1)
+        y = function(x, residual)
+        y.mul_(2)
+        y.sum().backward()
+
+    def ours(x, residual):
+        return batch_norm(x, None, None, training=True, activation="relu", residual=residual)
+
+    for function in (ours, lambda x, residual: F.relu(x + residual)):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            run(function)
+
+
+def test_an_output_that_is_not_kept_may_be_changed():
+    x = normal(4, 3, 5).requires_grad_()
+    y = batch_norm(x, None, None, training=True, activation="relu")
+    (expected,) = torch.autograd.grad(2 * y.sum(), x, retain_graph=True)
+    (dx,) = torch.autograd.grad(y.mul_(2).sum(), x)
+    assert_close(dx, expected)
+
+
+# Bad input
+
+
+def bad(error, message, *, silent=False, **changed):
+    """A fault, what torch raises of it (unless it is silent), and what our message says."""
+    return changed, error, message, silent
+
+
+META = torch.ones(3, device="meta")
+TAKEN_AS_META = pytest.mark.xfail(strict=True, reason="the fake kernel answers: y is never written")
+UNSUPPORTED, RUNTIME = NotImplementedError, RuntimeError
+BAD = {
+    "rank": bad(RUNTIME, r"\(N, C\).*got \(3,\).*unsqueeze", input=torch.zeros(3)),
+    "channels": bad(RUNTIME, r"\(5,\).*got \(3,\).*build", input=torch.zeros(4, 5, 2)),
+    "integer": bad(UNSUPPORTED, "float.*int32.*convert", input=torch.ones(4, 3).int()),
+    "bool": bad(UNSUPPORTED, "float.*bool.*convert", input=torch.ones(4, 3).bool()),
+    "complex": bad(UNSUPPORTED, "float.*complex64.*convert", input=torch.ones(4, 3).cfloat()),
+    "weight shape": bad(RUNTIME, r"weight of shape \(3,\).*\(2,\)", weight=torch.ones(2)),
+    "weight rank": bad(
+        RUNTIME, r"weight of shape \(3,\).*\(3, 1\)", weight=torch.ones(3, 1), silent=True
+    ),
+    "bias shape": bad(RUNTIME, r"bias of shape \(3,\).*\(4,\)", bias=torch.ones(4)),
+    "weight dtype": bad(RUNTIME, "weight.*float32.*float16.*conv", weight=torch.ones(3).half()),
+    "mean dtype": bad(RUNTIME, "running_mean.*float64", running_mean=torch.ones(3).double()),
+    "weight device": bad(RUNTIME, "weight.*cpu.*meta.*move", weight=META),
+    "bias device": bad(RUNTIME, "bias.*cpu.*meta.*move", bias=META),
+    "mean device": bad(RUNTIME, "running_mean.*cpu.*meta.*move", running_mean=META),
+    "one value": bad(ValueError, r"more than one.*\(1, 3\).*larger", input=torch.zeros(1, 3)),
+    "overlap": bad(RUNTIME, "running_var.*clone", running_var=torch.ones(1).expand(3), silent=True),
+}
+CASES = [pytest.param(c, marks=TAKEN_AS_META if c.endswith("device") else ()) for c in BAD]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_raises_what_torch_raises_and_changes_nothing(case):
+    changed, error, message, silent = BAD[case]
+
+    def arguments():
+        stats = dict(zip(("running_mean", "running_var"), averages(), strict=True))
+        plain = {"input": normal(4, 3, 2), "weight": torch.ones(3), "bias": torch.zeros(3)}
+        return {**plain, **stats, "training": True, **changed}
+
+    if not silent:
+        with pytest.raises(error):
+            F.batch_norm(**arguments())
+    for graded in (False, True):
+        given, counter = arguments(), torch.tensor(7)
+        with torch.set_grad_enabled(graded), pytest.raises(error, match=message):
+            batch_norm(**given, num_batches_tracked=counter)
+        for name, before in zip(("running_mean", "running_var"), averages(), strict=True):
+            if name not in changed:
+                assert_close(given[name], before, rtol=0, atol=0)
+        assert counter == 7
+
+
+@pytest.mark.parametrize(
+    ("extra", "error", "message"),
+    [
+        ({"residual": torch.zeros(4, 1, 2)}, ValueError, r"\(4, 3, 2\).*\(4, 1, 2\).*expand_as"),
+        ({"residual": torch.zeros(4, 3)}, ValueError, r"\(4, 3, 2\).*\(4, 3\).*expand_as"),
+        ({"activation": "gelu"}, ValueError, "'gelu'.*'relu'"),
+        ({"momentum": None}, ValueError, "momentum=None.*num_batches_tracked"),
+    ],
+)
+def test_bad_keywords_change_nothing(extra, error, message):
+    stats = averages()
+    with pytest.raises(error, match=message):
+        batch_norm(normal(4, 3, 2), *stats, training=True, **extra)
+    assert_close(stats, averages(), rtol=0, atol=0)
+
+
+def test_averages_in_one_place_are_refused():
+    both = torch.ones(3)
+    with pytest.raises(RuntimeError, match=r"same memory.*own tensor"):
+        batch_norm(normal(4, 3, 2), both, both, training=True)
+    assert_close(both, torch.ones(3), rtol=0, atol=0)
+
+
+@pytest.mark.xfail(strict=True, reason="only averages that start in one place are told")
+def test_averages_that_overlap_in_part_are_refused():
+    memory = torch.ones(5)
+    with pytest.raises(RuntimeError, match="same memory"):
+        batch_norm(normal(4, 3, 2), memory[:3], memory[2:], training=True)
+
+
+@pytest.mark.xfail(strict=True, reason="the fake kernel answers: y is never written")
+@pytest.mark.parametrize("training", [False, True])
+def test_a_residual_on_another_device_is_refused(training):
+    stats = averages()
+    residual = torch.zeros(4, 3, 2, device="meta")
+    with pytest.raises(RuntimeError, match=r"residual.*cpu.*meta"):
+        batch_norm(normal(4, 3, 2), *stats, training=training, residual=residual)
+    assert_close(stats, averages(), rtol=0, atol=0)
