@@ -315,7 +315,6 @@ for shape, training in itertools.product(shapes, (False, True)):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="channels first, the operators divide by no positions")
 def test_the_operators_refuse_or_take_nothing_at_all():
     result = subprocess.run(
         [sys.executable, "-c", NOTHING], capture_output=True, text=True, check=False

@@ -122,18 +122,27 @@ def _check_averages(call: Call) -> None:
                 f"batch_norm: expected {name} with memory of its own for each channel, got an "
                 "expanded tensor, whose elements overlap; call .clone() on it first"
             )
-    if running_mean is running_var or _in_one_place(running_mean, running_var):
+    if _share_memory(running_mean, running_var):
         raise RuntimeError(
             "batch_norm: got running_mean and running_var in the same memory, where each "
             "would overwrite the other; give each its own tensor"
         )
 
 
-def _in_one_place(a: Tensor, b: Tensor) -> bool:
-    """Whether both are the same memory; a compiler's tensors have none to compare."""
-    if torch.compiler.is_compiling() or a.is_meta or a.numel() == 0:
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether any element of both is the same one; a compiler's tensors have none to compare."""
+    if a is b:
+        return True
+    if torch.compiler.is_compiling() or not (type(a) is type(b) is Tensor) or a.is_meta:
         return False
-    return type(a) is type(b) is Tensor and a.is_set_to(b)
+    one, other = _addresses(a), _addresses(b)
+    apart = not one or not other or one[-1] < other[0] or other[-1] < one[0]
+    return not apart and not set(one).isdisjoint(other)
+
+
+def _addresses(t: Tensor) -> range:
+    step = max(1, t.stride(0) * t.element_size())
+    return range(t.data_ptr(), t.data_ptr() + t.numel() * step, step)
 
 
 def _check_extras(
@@ -145,6 +154,12 @@ def _check_extras(
             f"batch_norm: expected a residual of the input's shape {tuple(x.shape)}, "
             f"got {tuple(residual.shape)}; broadcast it first, with expand_as"
         )
+    for name, tensor in (("residual", residual), ("mask", mask)):
+        if tensor is not None and tensor.device != x.device:
+            raise RuntimeError(
+                f"batch_norm: expected the {name} on the input's device {x.device}, "
+                f"got {tensor.device}; move one of them with .to(...)"
+            )
     if mask is None:
         return
     if mask.dtype != torch.bool:

@@ -187,7 +187,17 @@ def like(t: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(t)
 
 
-def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _check_devices(x: Tensor, others: tuple[Any, ...]) -> None:
+    """Refuse a mixture: torch asks the fake kernels when one tensor of several is on "meta"."""
+    for other in others:
+        if isinstance(other, Tensor) and other.device != x.device:
+            raise RuntimeError(
+                f"livella: expected all tensors on {x.device}, got one on {other.device}"
+            )
+
+
+def _fake(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    _check_devices(x, others)
     return torch.empty_like(x), x.new_empty((2, x.shape[1]), dtype=torch.float64)
 
 
@@ -263,7 +273,8 @@ def _evaluated(
     return _differentiated(*of, None, False, None, eps, activation)[0]
 
 
-def _fake_inference(x: Tensor, *_: Any) -> Tensor:
+def _fake_inference(x: Tensor, *others: Any) -> Tensor:
+    _check_devices(x, others)
     return torch.empty_like(x)
 
 

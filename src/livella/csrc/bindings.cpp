@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <optional>
@@ -81,6 +82,7 @@ bool is_channels_last(const Tensor& x) {
 Layout layout_of(const Tensor& x) {
   STD_TORCH_CHECK(x.is_cpu(), "livella: expected a tensor on the CPU");
   STD_TORCH_CHECK(x.dim() >= 2, "livella: expected an input of shape (N, C, ...)");
+  STD_TORCH_CHECK(x.numel() > 0, "livella: expected an input of one value or more");
   int64_t positions = 1;
   for (int64_t d = 2; d < x.dim(); d++) positions *= x.size(d);
   const bool first = x.is_contiguous();
@@ -140,16 +142,32 @@ std::vector<double> read(const Optional& t, const Tensor& x, double otherwise, c
   return out;
 }
 
-void check_training(const Layout& layout, double eps, const Optional& mean, const Optional& variance) {
+// Whether any element of both is the same one: they may lie in one another's gaps.
+bool share_memory(const Numbers& a, const Numbers& b) {
+  const auto at = [](const Numbers& n, int64_t i) {
+    const int64_t size = n.type == Type::f64 ? 8 : n.type == Type::f32 ? 4 : 2;
+    return reinterpret_cast<int64_t>(n.memory) + i * n.stride * size;
+  };
+  const int64_t last = a.size - 1;
+  if (at(a, last) < at(b, 0) || at(b, last) < at(a, 0)) return false;
+  const int64_t step = std::max<int64_t>(1, at(b, 1) - at(b, 0));
+  for (int64_t i = 0; i <= last; i++) {
+    const int64_t beyond = at(a, i) - at(b, 0);
+    if (beyond >= 0 && beyond <= last * step && beyond % step == 0) return true;
+  }
+  return false;
+}
+
+void check_training(const Layout& layout, double eps, const Numbers& mean, const Numbers& variance) {
   STD_TORCH_CHECK(layout.count() != 1, "livella: expected more than one value per channel");
   STD_TORCH_CHECK(eps > 0, "livella: expected eps above zero");
-  STD_TORCH_CHECK(mean.has_value() == variance.has_value(),
+  STD_TORCH_CHECK((mean.memory != nullptr) == (variance.memory != nullptr),
                   "livella: expected both running averages, or neither");
-  if (!mean) return;
-  STD_TORCH_CHECK(mean->const_data_ptr() != variance->const_data_ptr(),
-                  "livella: expected running averages in memory of their own");
-  STD_TORCH_CHECK(layout.channels < 2 || (mean->stride(0) != 0 && variance->stride(0) != 0),
+  if (mean.memory == nullptr) return;
+  STD_TORCH_CHECK(layout.channels < 2 || (mean.stride != 0 && variance.stride != 0),
                   "livella: expected running averages whose elements do not overlap");
+  STD_TORCH_CHECK(!share_memory(mean, variance),
+                  "livella: expected running averages in memory of their own");
 }
 
 // The share of this batch in the running averages; without a momentum, that of one in all so far.
@@ -174,10 +192,10 @@ std::tuple<Tensor, Tensor> batch_norm(Tensor input, Optional weight, Optional bi
   STD_TORCH_CHECK(training || (running_mean && running_var),
                   "livella: expected running_mean and running_var in evaluation");
   STD_TORCH_CHECK(eps >= 0, "livella: expected eps not below zero");
-  if (training) check_training(layout, eps, running_mean, running_var);
   Numbers averages[2] = {};
   if (running_mean) averages[0] = per_channel(*running_mean, input, "running_mean");
   if (running_var) averages[1] = per_channel(*running_var, input, "running_var");
+  if (training) check_training(layout, eps, averages[0], averages[1]);
   if (num_batches_tracked)
     STD_TORCH_CHECK(num_batches_tracked->is_cpu() && num_batches_tracked->numel() == 1 &&
                         num_batches_tracked->scalar_type() == ScalarType::Long,

@@ -177,6 +177,7 @@ CLAIM = Claim(
         "moved anew at each step after batch norm, by up to half a standard deviation."
     ),
     against="There are other definitions of the shift (by gradients, by a single unit's "
-    "percentiles), each network is measured at its own best rate, and the noise also regularizes. "
-    "Shift and speed could be tied more closely in deeper networks.",
+    "percentiles); behind batch norm itself only γ and β move by this one, so that less of it is "
+    "there almost by construction. Each network is measured at its own best rate, and "
+    "the noise also regularizes. Shift and speed could be tied more closely in deeper networks.",
 )

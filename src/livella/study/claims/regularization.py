@@ -87,7 +87,8 @@ CLAIM = Claim(
     ),
     against="The noise of the batch statistics is what regularizes, so a larger batch weakens it. "
     "A few hundred examples and one architecture say little of large networks, where weight decay "
-    "and augmentation regularize more.",
+    "and augmentation regularize more. Whether batch norm goes better with dropout or without is "
+    "not judged.",
     left_out=lambda scope: (
         "the study places the dropout that it compares with, and it cannot know where in a given "
         "network that belongs"
