@@ -220,11 +220,12 @@ def _fake_backward(
         dtype = accumulation_dtype(x.dtype) if of is None else of.dtype
         return x.new_empty(x.shape[1], dtype=dtype)
 
+    keeps_dz = residual_grad and activation is not None
     return (
-        torch.empty_like(x) if input_grad else x.new_empty(0),
+        torch.empty_like(x) if input_grad or keeps_dz else x.new_empty(0),
         parameter(weight),
         parameter(bias),
-        torch.empty_like(x) if residual_grad and activation is not None else x.new_empty(0),
+        torch.empty_like(x) if keeps_dz else x.new_empty(0),
     )
 
 

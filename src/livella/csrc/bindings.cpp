@@ -262,21 +262,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
                   "livella: expected statistics of shape (2, C) in float64");
   const Activation act = activation_of(activation);
   const bool keep_dz = residual_grad && act != Activation::none;
+  const bool writes = input_grad || keep_dz;
   const auto gamma = read(weight, input, 1, "weight");
   const auto beta = read(bias, input, 0, "bias");
   const auto none = [&] { return new_vector(0, dtype_of(input)); };
-  Tensor dx = input_grad ? new_like(input) : none();
+  Tensor dx = writes ? new_like(input) : none();
   Tensor dresidual = keep_dz ? new_like(input) : none();
   const bool sums = parameters_grad || training;
   std::vector<double> sum(sums ? 2 * channels : 0);
-  if (input_grad) advise_huge_pages(dx.mutable_data_ptr(), dx.numel() * dx.element_size());
+  if (writes) advise_huge_pages(dx.mutable_data_ptr(), dx.numel() * dx.element_size());
   if (keep_dz)
     advise_huge_pages(dresidual.mutable_data_ptr(), dresidual.numel() * dresidual.element_size());
 
   const double* mean = statistics.const_data_ptr<double>();
   kernels().backward({layout, type_of(input), act, input.const_data_ptr(), grad.const_data_ptr(),
                       saved ? saved->const_data_ptr() : nullptr,
-                      input_grad ? dx.mutable_data_ptr() : nullptr,
+                      writes ? dx.mutable_data_ptr() : nullptr,
                       keep_dz ? dresidual.mutable_data_ptr() : nullptr, gamma.data(), beta.data(),
                       mean, mean + channels, sums ? sum.data() : nullptr,
                       sums ? sum.data() + channels : nullptr, training,

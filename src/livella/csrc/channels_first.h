@@ -15,6 +15,8 @@ constexpr int64_t kUnit = 4096;       // values in a unit
 constexpr int kStrip = 16;            // channels in a strip, at most
 constexpr int64_t kStripBytes = 4096; // of one sample in a strip, at least, where channels are short
 
+constexpr int64_t kCacheBytes = 896 << 10;  // that two strips may share
+
 // The units of a channel: whole rows of some samples, or a piece of one sample's row.
 struct Units {
   int64_t samples, positions, channels;
@@ -89,7 +91,7 @@ inline void unit_moments(const T* x, const Units& units, int64_t unit, int64_t c
       const T* next = units.next(p, row, c1 - c0);
       const V k = splat(pivots[c - c0]);
       Sums<A> s = sums[c - c0];
-      each<A>(length, [&](int lane, int64_t i, auto extent) {
+      each<T>(length, [&](int lane, int64_t i, auto extent) {
         fetch(next + i);
         const V deviation = L::load(p + i, extent, k) - k;
         s.first[lane] += deviation;
@@ -105,9 +107,21 @@ inline void unit_moments(const T* x, const Units& units, int64_t unit, int64_t c
   }
 }
 
+// How far ahead the next strip lies, which the second pass over one fetches while it writes; zero for
+// the rows that would not find room in the cache beside this strip.
+struct Ahead {
+  int64_t elements, rows;
+
+  Ahead(const Units& units, int64_t width, int64_t bytes, bool more)
+      : elements(more ? width * units.positions : 0),
+        rows((kCacheBytes - width * units.positions * units.samples * bytes) /
+             (width * units.positions * bytes)) {}
+  int64_t operator()(int64_t row) const { return row < rows ? elements : 0; }
+};
+
 template <class T, Activation fixed, bool residual>
 inline void one_forward(const Forward& job, int64_t at, int64_t length,
-                        const Affine<typename Lanes<T>::Acc>& affine) {
+                        const Affine<typename Lanes<T>::Acc>& affine, int64_t ahead = 0) {
   using L = Lanes<T>;
   using A = typename L::Acc;
   using V = Vec<A>;
@@ -116,6 +130,7 @@ inline void one_forward(const Forward& job, int64_t at, int64_t length,
   const V mean = splat(affine.mean), scale = splat(affine.scale), shift = splat(affine.shift);
   const Activation activation = job.activation;
   map(static_cast<T*>(job.y) + at, length, job.stream, [=](int64_t i, auto extent) {
+    if (ahead) fetch(x + i + ahead);
     V z = (L::load(x + i, extent) - mean) * scale + shift;
     if constexpr (residual) z += L::load(r + i, extent);
     return activate<fixed, A>(activation, z);
@@ -124,11 +139,12 @@ inline void one_forward(const Forward& job, int64_t at, int64_t length,
 
 template <class T, Activation fixed, bool residual>
 inline void unit_forward(const Forward& job, const Units& units, int64_t unit, int64_t c0,
-                         int64_t c1, const Affine<typename Lanes<T>::Acc>* affines) {
+                         int64_t c1, const Affine<typename Lanes<T>::Acc>* affines,
+                         const Ahead& ahead) {
   for (int64_t row = units.last_row(unit) - 1; row >= units.first_row(unit); row--)
     for (int64_t c = c0; c < c1; c++)
       one_forward<T, fixed, residual>(job, units.at(row, c, unit), units.length(unit),
-                                      affines[c - c0]);
+                                      affines[c - c0], ahead(row));
 }
 
 inline bool few_strips(int64_t strips, const Threads& threads) {
@@ -190,8 +206,9 @@ void forward(const Forward& job) {
         const int64_t c0 = strip * width, c1 = end(strip);
         for (int64_t unit = 0; unit < units.count; unit++) measure(unit, c0, c1);
         for (int64_t c = c0; c < c1; c++) affines[c - c0] = finish(c);
+        const Ahead ahead(units, width, sizeof(T), strip + 1 < last);
         for (int64_t unit = units.count - 1; unit >= 0; unit--)
-          unit_forward<T, fixed, residual>(job, units, unit, c0, c1, affines);
+          unit_forward<T, fixed, residual>(job, units, unit, c0, c1, affines, ahead);
       }
       end_stream();
     });
@@ -207,7 +224,8 @@ void forward(const Forward& job) {
   parallel(job.threads, size, cells, [&](int64_t first, int64_t last) {
     for (int64_t cell = last - 1; cell >= first; cell--) {
       const int64_t c = cell / units.count;
-      unit_forward<T, fixed, residual>(job, units, cell % units.count, c, c + 1, &affines[c]);
+      unit_forward<T, fixed, residual>(job, units, cell % units.count, c, c + 1, &affines[c],
+                                       Ahead(units, 1, sizeof(T), false));
     }
     end_stream();
   });
@@ -224,16 +242,11 @@ inline void unit_sums(const Backward& job, const Units& units, int64_t unit, int
     for (int64_t c = c0; c < c1; c++) {
       const int64_t at = units.at(row, c, unit);
       const Derivative derivative(job, at, affines[c - c0]);
-      T* dresidual = static_cast<T*>(job.dresidual) + at;
-      const bool keep = job.dresidual != nullptr;
-      const T* x = units.next(derivative.x, row, c1 - c0);
-      const T* dy = derivative.dy + (x - derivative.x);
+      const int64_t ahead = units.next(derivative.x, row, c1 - c0) - derivative.x;
       Sums<A> s = sums[c - c0];
-      each<A>(units.length(unit), [&](int lane, int64_t i, auto extent) {
-        fetch(x + i);
-        fetch(dy + i);
+      each<T>(units.length(unit), [&](int lane, int64_t i, auto extent) {
+        derivative.fetch_ahead(i + ahead);
         const V centred = derivative.centred(i, extent), dz = derivative.dz(i, centred, extent);
-        if (keep) L::store(dresidual + i, dz, extent);
         s.first[lane] += dz;
         s.second[lane] += dz * centred;
       });
@@ -260,22 +273,23 @@ inline void unit_backward(const Backward& job, const Units& units, int64_t unit,
       const V grad = splat(gradient.grad), slope = splat(gradient.slope),
               shift = splat(gradient.shift);
       const bool from_batch = job.from_batch;
-      map(static_cast<T*>(job.dx) + at, units.length(unit), job.stream, [=](int64_t i, auto extent) {
-        const V centred = derivative.centred(i, extent), dz = derivative.dz(i, centred, extent);
-        if (!from_batch) return dz * grad;  // where x is infinite, 0·x would not be zero
-        return dz * grad + (centred * slope + shift);
-      });
+      write_gradients<T, Derivative, false>(
+          job, at, units.length(unit), [=](int64_t i, auto extent) LIVELLA_INLINED {
+            const V centred = derivative.centred(i, extent), dz = derivative.dz(i, centred, extent);
+            if (!from_batch) return Values<T, 2>{{dz * grad, dz}};  // x may be infinite
+            return Values<T, 2>{{dz * grad + (centred * slope + shift), dz}};
+          });
     }
 }
 
-template <class T, class Derivative, class Again>
-void backward(const Backward& job, const Backward& second) {
+template <class T, class Derivative>
+void backward(const Backward& job) {
   using A = typename Lanes<T>::Acc;
   const Units units(job.layout);
   const int64_t channels = job.layout.channels, size = job.layout.size();
   const int64_t width = strip_width(job.layout, sizeof(T), job.threads);
   const int64_t strips = ceil_div(channels, width);
-  const bool sums = job.dweight != nullptr || job.dresidual != nullptr;
+  const bool sums = job.dweight != nullptr;
   std::unique_ptr<PairOfSums[]> parts(new PairOfSums[sums ? channels * units.count : 0]);
 
   auto affine = [&](int64_t c) {
@@ -310,7 +324,7 @@ void backward(const Backward& job, const Backward& second) {
         for (int64_t c = c0; c < c1; c++) gradients[c - c0] = finish(c);
         if (job.dx)
           for (int64_t unit = units.count - 1; unit >= 0; unit--)
-            unit_backward<T, Again>(second, units, unit, c0, c1, affines, gradients);
+            unit_backward<T, Derivative>(job, units, unit, c0, c1, affines, gradients);
       }
       end_stream();
     });
@@ -332,7 +346,7 @@ void backward(const Backward& job, const Backward& second) {
     parallel(job.threads, size, cells, [&](int64_t first, int64_t last) {
       for (int64_t cell = last - 1; cell >= first; cell--) {
         const int64_t c = cell / units.count;
-        unit_backward<T, Again>(second, units, cell % units.count, c, c + 1, &affines[c],
+        unit_backward<T, Derivative>(job, units, cell % units.count, c, c + 1, &affines[c],
                                 &gradients[c]);
       }
       end_stream();

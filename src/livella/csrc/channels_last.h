@@ -157,12 +157,12 @@ void forward(const Forward& job) {
   });
 }
 
-template <class T, class Derivative, class Again>
-void backward(const Backward& job, const Backward& second) {
+template <class T, class Derivative>
+void backward(const Backward& job) {
   using A = typename Lanes<T>::Acc;
   const Table table(job.layout, kWidth<A>);
   const int64_t channels = table.channels, size = job.layout.size();
-  const bool sums_wanted = job.dweight != nullptr || job.dresidual != nullptr;
+  const bool sums_wanted = job.dweight != nullptr;
   Affines<A> affines(table.width), gradients(table.width);
   for (int64_t c = 0; c < channels; c++)
     affines.set(c, Affine<A>(job.mean[c], job.inverse[c], job.weight[c], job.bias[c]));
@@ -196,8 +196,8 @@ void backward(const Backward& job, const Backward& second) {
   gradients.repeat(channels, table.width);
   parallel(job.threads, size, table.panels, [&](int64_t first, int64_t last) {
     for (int64_t p = last - 1; p >= first; p--) {
-      backward_rows<T, Again>(second, table.end(p), affines, gradients);
-      backward_rows<T, Again>(second, table.part(p), affines, gradients);
+      backward_rows<T, Derivative>(job, table.end(p), affines, gradients);
+      backward_rows<T, Derivative>(job, table.part(p), affines, gradients);
     }
     end_stream();
   });

@@ -125,7 +125,7 @@ inline void forward_rows(const Forward& job, const Rows& rows,
     const int64_t at = rows.start + row * pitch;
     const T* x = static_cast<const T*>(job.x) + at;
     const T* r = static_cast<const T*>(job.residual) + (residual ? at : 0);
-    map(static_cast<T*>(job.y) + at, rows.width, job.stream, [=](int64_t c, auto extent) {
+    map<T, true>(static_cast<T*>(job.y) + at, rows.width, job.stream, [=](int64_t c, auto extent) {
       if (apart) fetch(x + c + pitch);
       Vec<A> z = (L::load(x + c, extent) - P::load(by.a + c, extent)) * P::load(by.b + c, extent) +
                  P::load(by.c + c, extent);
@@ -146,7 +146,7 @@ inline void aim(Derivative& derivative, Arrays<typename Lanes<T>::Acc> affines, 
   }
 }
 
-// sums.b = Σdz and sums.c = Σdz·(x − mean), down each column; keeps dz where it is asked for.
+// sums.b = Σdz and sums.c = Σdz·(x − mean), down each column.
 template <class T, class Derivative>
 inline void sum_gradients(const Backward& job, const Rows& rows,
                           const Affines<typename Lanes<T>::Acc>& affines,
@@ -154,7 +154,6 @@ inline void sum_gradients(const Backward& job, const Rows& rows,
   using L = Lanes<T>;
   using A = typename L::Acc;
   using P = Lanes<A>;
-  T* dresidual = static_cast<T*>(job.dresidual);
   sums.clear(rows.width);
   const Derivative at_start(job, 0);
   const Arrays<A> by = affines.arrays(), to = sums.arrays();
@@ -165,11 +164,9 @@ inline void sum_gradients(const Backward& job, const Rows& rows,
     Vec<A> first = P::load(to.b + c, extent), second = P::load(to.c + c, extent);
     for (int row = 0; row < together.count; row++) {
       const int64_t i = at + row * pitch;
-      fetch(derivative.x + i + kAhead * pitch);
-      fetch(derivative.dy + i + kAhead * pitch);
+      derivative.fetch_ahead(i + kAhead * pitch);
       const Vec<A> centred = derivative.centred(i, extent);
       const Vec<A> dz = derivative.dz(i, centred, extent);
-      if (dresidual) L::store(dresidual + i, dz, extent);
       first += dz;
       second += dz * centred;
     }
@@ -189,15 +186,16 @@ inline void backward_rows(const Backward& job, const Rows& rows,
   for (int64_t row = 0; row < rows.count; row++) {
     const int64_t at = rows.start + row * rows.pitch;
     const Derivative at_start(job, at);
-    map(static_cast<T*>(job.dx) + at, rows.width, job.stream, [=](int64_t c, auto extent) {
-      Derivative derivative = at_start;
-      aim<T>(derivative, by, c, extent);
-      const Vec<A> centred = derivative.centred(c, extent);
-      const Vec<A> dz = derivative.dz(c, centred, extent);
-      if (!from_batch) return dz * P::load(of.a + c, extent);
-      return dz * P::load(of.a + c, extent) +
-             (centred * P::load(of.b + c, extent) + P::load(of.c + c, extent));
-    });
+    write_gradients<T, Derivative, true>(
+        job, at, rows.width, [=](int64_t c, auto extent) LIVELLA_INLINED {
+          Derivative derivative = at_start;
+          aim<T>(derivative, by, c, extent);
+          const Vec<A> centred = derivative.centred(c, extent);
+          const Vec<A> dz = derivative.dz(c, centred, extent), dx = dz * P::load(of.a + c, extent);
+          if (!from_batch) return Values<T, 2>{{dx, dz}};
+          const Vec<A> rest = centred * P::load(of.b + c, extent) + P::load(of.c + c, extent);
+          return Values<T, 2>{{dx + rest, dz}};
+        });
   }
 }
 

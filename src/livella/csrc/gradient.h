@@ -23,6 +23,7 @@ struct Derivative {
   using V = Vec<A>;
 
   static constexpr bool reads_saved = source == Source::output || source == Source::residual;
+  static constexpr bool told = source != Source::none;  // by anything: there is an activation
   static constexpr bool reads_input = source == Source::input || source == Source::residual;
 
   const T *x, *dy, *saved;
@@ -37,6 +38,12 @@ struct Derivative {
 
   Derivative(const Backward& job, int64_t at, const Affine<A>& affine) : Derivative(job, at) {
     mean = splat(affine.mean), scale = splat(affine.scale), shift = splat(affine.shift);
+  }
+
+  void fetch_ahead(int64_t i) const {
+    fetch(x + i);
+    fetch(dy + i);
+    if constexpr (reads_saved) fetch(saved + i);
   }
 
   template <class Extent>
@@ -58,6 +65,19 @@ struct Derivative {
     return differentiate<fixed, A>(activation, z, grad);
   }
 };
+
+// Writes dx, and dz where it is wanted, from the element `at` onwards. value(i, extent) gives both.
+template <class T, class Derivative, bool in_order, class F>
+LIVELLA_INLINE void write_gradients(const Backward& job, int64_t at, int64_t size, F&& value) {
+  T* dx = static_cast<T*>(job.dx) + at;
+  if constexpr (Derivative::told) {
+    if (job.dresidual)
+      return map<T, in_order, 2>({dx, static_cast<T*>(job.dresidual) + at}, size, job.stream, value);
+  }
+  map<T, in_order>(dx, size, job.stream, [=](int64_t i, auto extent) LIVELLA_INLINED {
+    return value(i, extent).of[0];
+  });
+}
 
 struct PairOfSums {
   double dz = 0, dzx = 0;  // Σdz and Σdz·(x − mean), the mean as rounded to the type computed in

@@ -50,7 +50,7 @@ struct Backward {
   const void* x;
   const void* dy;
   const void* saved;
-  void* dx;         // null: not wanted
+  void* dx;         // null: only the sums are wanted
   void* dresidual;  // null: not wanted, or dy itself
   const double* weight;
   const double* bias;

@@ -1,5 +1,7 @@
 #include "memory.h"
 
+#include <limits>
+
 #define LIVELLA_ISA numbers
 #include "simd.h"
 
@@ -21,8 +23,10 @@ struct NarrowNumber {
   using L = numbers::Lanes<T>;
   static double read(T number) { return L::load(&number, numbers::Part{1})[0]; }
   static T write(double number) {
+    constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+    const float wide = number == number ? static_cast<float>(number) : nan;
     T out;
-    L::store(&out, numbers::splat(static_cast<float>(number)), numbers::Part{1});
+    L::store(&out, numbers::splat(wide), numbers::Part{1});
     return out;
   }
 };

@@ -9,6 +9,12 @@
 namespace livella {
 namespace LIVELLA_ISA {
 
+// A number of the type computed in; NaN as arithmetic makes it, whatever its bits were.
+template <class A>
+inline A number(double value) {
+  return value == value ? static_cast<A>(value) : std::numeric_limits<A>::quiet_NaN();
+}
+
 // Where a mean is infinite the shift from it is not a number; the mean of the whole is infinite.
 inline double shifted(double mean, double shift, double other) {
   const double whole = mean + shift;
@@ -54,9 +60,9 @@ struct Affine {
 
   Affine() = default;
   Affine(double mu, double inverse, double weight, double bias)
-      : mean(static_cast<A>(mu)), scale(static_cast<A>(inverse * weight)) {
+      : mean(number<A>(mu)), scale(number<A>(inverse * weight)) {
     const double lost = std::isfinite(mu) ? mu - static_cast<double>(mean) : 0;
-    shift = static_cast<A>(bias - lost * inverse * weight);
+    shift = number<A>(bias - lost * inverse * weight);
   }
 };
 
@@ -66,13 +72,13 @@ struct Gradient {
   A grad, slope = 0, shift = 0;
 
   Gradient() = default;
-  Gradient(double inverse, double weight) : grad(static_cast<A>(inverse * weight)) {}
+  Gradient(double inverse, double weight) : grad(number<A>(inverse * weight)) {}
   Gradient(double inverse, double weight, double mu, double count, double dz, double dzx)
       : Gradient(inverse, weight) {
     const double full = inverse * weight, lost = mu - static_cast<double>(static_cast<A>(mu));
     const double incline = -full * inverse * inverse * dzx / count;
-    slope = static_cast<A>(incline);
-    shift = static_cast<A>(-full * dz / count - incline * lost);
+    slope = number<A>(incline);
+    shift = number<A>(-full * dz / count - incline * lost);
   }
 };
 

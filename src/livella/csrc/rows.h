@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -10,36 +11,82 @@
 namespace livella {
 namespace LIVELLA_ISA {
 
-// Writes value(i, extent) to y[i …] for every i: whole vectors, and parts of one at the ends.
-template <class T, class F>
-inline void map(T* y, int64_t size, bool stream, F&& value) {
+// Loops must be inlined, or their lambdas' values would be read from memory again for each vector.
+#define LIVELLA_INLINED __attribute__((always_inline))
+#define LIVELLA_INLINE inline LIVELLA_INLINED
+
+template <class T, int n>
+struct Values {
+  Vec<typename Lanes<T>::Acc> of[n];
+};
+
+// Writes value(i, extent), one of each, to y[0][i …], y[1][i …] … for every i: whole vectors, and
+// parts of one at the ends. In order, unless the lanes do not matter to `value`.
+template <class T, bool in_order, int n, class F>
+LIVELLA_INLINE void map(const std::array<T*, n>& y, int64_t size, bool stream, F&& value) {
   using L = Lanes<T>;
   using A = typename L::Acc;
-  constexpr int W = kWidth<A>;
+  constexpr int W = kWidth<A>, step = L::paired ? 2 * W : W;
+  constexpr Whole<A> whole;
   int64_t i = 0;
-  if (stream) {
-    if (const int head = to_alignment<T, A>(y, size)) {
-      L::store(y, value(0, Part{head}), Part{head});
-      i = head;
+  const auto store = [&](auto extent) LIVELLA_INLINED {
+    const Values<T, n> values = value(i, extent);
+    for (int k = 0; k < n; k++) L::store(y[k] + i, values.of[k], extent);
+  };
+  const auto ends = [&](int64_t until) LIVELLA_INLINED {
+    for (; i + W <= until; i += W) store(whole);
+    if (i < until) store(Part{static_cast<int>(until - i)});
+    i = until;
+  };
+  const auto next = [&]() LIVELLA_INLINED {
+    if constexpr (!L::paired) return value(i, whole);
+    else {
+      Values<T, n> a, b;
+      if constexpr (in_order) a = value(i, whole), b = value(i + W, whole);
+      else a = value(i, Even{}), b = value(i, Odd{});
+      for (int k = 0; k < n; k++)
+        a.of[k] = in_order ? L::join(a.of[k], b.of[k]) : L::mix(a.of[k], b.of[k]);
+      return a;
     }
-    for (; i + W <= size; i += W) L::stream(y + i, value(i, Whole<A>{}));
+  };
+  const int64_t head = to_alignment(y[0], step);
+  for (int k = 1; k < n; k++) stream = stream && to_alignment(y[k], step) == head;
+  if (stream) {
+    ends(std::min(head, size));
+    for (; i + step <= size; i += step) {
+      const Values<T, n> values = next();
+      for (int k = 0; k < n; k++) L::stream(y[k] + i, values.of[k]);
+    }
   } else {
-    for (; i + W <= size; i += W) L::store(y + i, value(i, Whole<A>{}), Whole<A>{});
+    for (; i + step <= size; i += step) {
+      const Values<T, n> values = next();
+      for (int k = 0; k < n; k++) L::put(y[k] + i, values.of[k]);
+    }
   }
-  if (i < size) {
-    const Part part{static_cast<int>(size - i)};
-    L::store(y + i, value(i, part), part);
-  }
+  ends(size);
+}
+
+template <class T, bool in_order = false, class F>
+LIVELLA_INLINE void map(T* y, int64_t size, bool stream, F&& value) {
+  map<T, in_order, 1>({y}, size, stream, [=](int64_t i, auto extent) LIVELLA_INLINED {
+    return Values<T, 1>{{value(i, extent)}};
+  });
 }
 
 // Calls add(lane, i, extent) for every i, on two sets of sums in turn: two chains of additions.
-template <class A, class F>
+template <class T, class F>
 inline void each(int64_t size, F&& add) {
+  using A = typename Lanes<T>::Acc;
   constexpr int W = kWidth<A>;
   int64_t i = 0;
   for (; i + 2 * W <= size; i += 2 * W) {
-    add(0, i, Whole<A>{});
-    add(1, i + W, Whole<A>{});
+    if constexpr (Lanes<T>::paired) {
+      add(0, i, Even{});
+      add(1, i, Odd{});
+    } else {
+      add(0, i, Whole<A>{});
+      add(1, i + W, Whole<A>{});
+    }
   }
   if (i + W <= size) {
     add(0, i, Whole<A>{});

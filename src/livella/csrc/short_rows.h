@@ -104,12 +104,12 @@ void forward(const Forward& job) {
   });
 }
 
-template <class T, class Derivative, class Again>
-void backward(const Backward& job, const Backward& second) {
+template <class T, class Derivative>
+void backward(const Backward& job) {
   using A = typename Lanes<T>::Acc;
   const int64_t width = strip_width(job.layout, 2 * sizeof(T), job.threads);
   const int64_t strips = ceil_div(job.layout.channels, width);
-  const bool sums_wanted = job.dweight != nullptr || job.dresidual != nullptr;
+  const bool sums_wanted = job.dweight != nullptr;
   parallel(job.threads, job.layout.size(), strips, [&](int64_t begin, int64_t end) {
     Triple<A> sums(width * job.layout.positions);
     Affines<A> affines(width * job.layout.positions), gradients(width * job.layout.positions);
@@ -133,7 +133,7 @@ void backward(const Backward& job, const Backward& second) {
         const Gradient<A> gradient = finish_gradient<A>(job, c, wholes[c - strip.first]);
         for (int64_t k = from; k < to; k++) gradients.set(k, gradient);
       });
-      if (job.dx) backward_rows<T, Again>(second, strip.rows, affines, gradients);
+      if (job.dx) backward_rows<T, Derivative>(job, strip.rows, affines, gradients);
     }
     end_stream();
   });

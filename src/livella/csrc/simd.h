@@ -45,6 +45,9 @@ struct Whole {
 struct Part {
   int size;
 };
+// Of twice as many elements, those at even places and those at odd ones.
+struct Even {};
+struct Odd {};
 
 template <class A>
 inline Vec<A> splat(A a) {
@@ -69,12 +72,11 @@ inline Vec<A> at_most(Vec<A> v, A high) {
   return v > high ? splat(high) : v;
 }
 
-// How many elements to write before `to` is aligned to a whole vector of T.
-template <class T, class A>
-inline int to_alignment(const T* to, int64_t at_most_this) {
-  const auto past = reinterpret_cast<uintptr_t>(to) % (kWidth<A> * sizeof(T));
-  const int64_t left = past ? (kWidth<A> * sizeof(T) - past) / sizeof(T) : 0;
-  return static_cast<int>(left < at_most_this ? left : at_most_this);
+// How many elements to write before `to` is aligned to `size` of them.
+template <class T>
+inline int64_t to_alignment(const T* to, int64_t size) {
+  const int64_t past = reinterpret_cast<uintptr_t>(to) / sizeof(T) % size;
+  return past ? size - past : 0;
 }
 
 // Lanes<T>: loads T into vectors of the type it is computed in, and stores them back.
@@ -82,10 +84,14 @@ inline int to_alignment(const T* to, int64_t at_most_this) {
 template <class T>
 struct Lanes;
 
+//
+// `paired` types are best taken two vectors at once, Even then Odd, where it does not matter which
+// lane an element comes to lie in.
 template <class T, class A>
 struct Plain {
   using Acc = A;
   using V = Vec<A>;
+  static constexpr bool paired = false;
 
   static V load(const T* p, Whole<A>, V = V{}) {
     V v;
@@ -93,6 +99,7 @@ struct Plain {
     return v;
   }
   static void store(T* p, V v, Whole<A>) { std::memcpy(p, &v, sizeof v); }
+  static void put(T* p, V v) { std::memcpy(p, &v, sizeof v); }
   static V load_lanes(const T* p, Part part, V rest) {
     for (int i = 0; i < part.size; i++) rest[i] = p[i];
     return rest;
@@ -157,16 +164,38 @@ struct Lanes<double> : Plain<double, double> {
 typedef uint16_t Bits16 __attribute__((vector_size(kBytes / 2)));
 typedef uint32_t Bits32 __attribute__((vector_size(kBytes)));
 
+// The extension's own conversion comes out as twice as many instructions.
+inline Bits32 zero_extended(Bits16 bits) {
+#if defined(__AVX512F__)
+  return Bits32(_mm512_cvtepu16_epi32(__m256i(bits)));
+#elif defined(__AVX2__)
+  return Bits32(_mm256_cvtepu16_epi32(__m128i(bits)));
+#else
+  return __builtin_convertvector(bits, Bits32);
+#endif
+}
+
 template <class T, class Rule>
 struct Narrow {
   using Acc = float;
   using V = Vec<float>;
+  static constexpr bool paired = false;
 
   static V load(const T* p, Whole<float>, V = V{}) {
     Bits16 bits;
     std::memcpy(&bits, p, sizeof bits);
     return Rule::widen(bits);
   }
+#if defined(__AVX512F__)
+  static __mmask16 mask(Part part) { return static_cast<__mmask16>((1u << part.size) - 1); }
+  static V load(const T* p, Part part, V rest = V{}) {
+    const Bits16 bits = Bits16(_mm256_maskz_loadu_epi16(mask(part), p));
+    return V(_mm512_mask_mov_ps(__m512(rest), mask(part), __m512(Rule::widen(bits))));
+  }
+  static void store(T* p, V v, Part part) {
+    _mm256_mask_storeu_epi16(p, mask(part), __m256i(Rule::narrow(v)));
+  }
+#else
   static V load(const T* p, Part part, V rest = V{}) {
     Bits16 bits{};
     for (int i = 0; i < part.size; i++) bits[i] = p[i].bits;
@@ -174,14 +203,16 @@ struct Narrow {
     for (int i = 0; i < part.size; i++) rest[i] = all[i];
     return rest;
   }
-  static void store(T* p, V v, Whole<float>) {
-    const Bits16 bits = Rule::narrow(v);
-    std::memcpy(p, &bits, sizeof bits);
-  }
   static void store(T* p, V v, Part part) {
     const Bits16 bits = Rule::narrow(v);
     for (int i = 0; i < part.size; i++) p[i].bits = bits[i];
   }
+#endif
+  static void store(T* p, V v, Whole<float>) {
+    const Bits16 bits = Rule::narrow(v);
+    std::memcpy(p, &bits, sizeof bits);
+  }
+  static void put(T* p, V v) { store(p, v, Whole<float>{}); }
   static void stream(T* p, V v) {
     const Bits16 bits = Rule::narrow(v);
 #if defined(__AVX512F__)
@@ -194,17 +225,24 @@ struct Narrow {
   }
 };
 
-// bfloat16 is the upper half of a float; rounded to nearest, ties to even, NaN kept quiet.
+#if defined(__AVX512F__)
+// The place of the upper half of each 32 bits, in two vectors.
+alignas(64) constexpr uint16_t kUpperPlaces[32] = {
+    1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+    33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+#endif
+
+// bfloat16 is the upper half of a float; rounded to nearest, ties to even. A NaN stays one, as none
+// has ones in the lower half: each comes from bfloat16, from arithmetic, or from `number`s.
 struct UpperHalf {
   static Vec<float> widen(Bits16 bits) {
-    return Vec<float>(__builtin_convertvector(bits, Bits32) << 16);
+    return Vec<float>(zero_extended(bits) << 16);
   }
-  static Bits16 narrow(Vec<float> v) {
+  static Bits32 round(Vec<float> v) {  // to the upper half; what is left in the lower is rubbish
     const Bits32 bits = Bits32(v);
-    const Bits32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const Bits32 nan = (bits >> 16) | 0x40u;
-    return __builtin_convertvector(v != v ? nan : rounded, Bits16);
+    return bits + 0x7fffu + ((bits >> 16) & 1u);
   }
+  static Bits16 narrow(Vec<float> v) { return __builtin_convertvector(round(v) >> 16, Bits16); }
 };
 
 // IEEE half precision.
@@ -244,7 +282,54 @@ struct Half {
 };
 
 template <>
-struct Lanes<bf16> : Narrow<bf16, UpperHalf> {};
+struct Lanes<bf16> : Narrow<bf16, UpperHalf> {
+  static constexpr bool paired = true;
+  static constexpr uint32_t upper = 0xffff0000u;
+  using Narrow::load;
+  using Narrow::store;
+
+  static Bits32 both(const bf16* p) {
+    Bits32 bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return bits;
+  }
+  static V load(const bf16* p, Even, V = V{}) { return V(both(p) << 16); }
+  static V load(const bf16* p, Odd, V = V{}) { return V(both(p) & upper); }
+
+  // Even comes first; Odd is written over it.
+  static void store(bf16* p, V v, Even) {
+    const Bits32 bits = UpperHalf::round(v) >> 16;
+    std::memcpy(p, &bits, sizeof bits);
+  }
+  static void store(bf16* p, V v, Odd) {
+    const Bits32 bits = (both(p) & ~upper) | (UpperHalf::round(v) & upper);
+    std::memcpy(p, &bits, sizeof bits);
+  }
+
+  // Two vectors in one: of even and odd elements, or of those before and those behind.
+  static V mix(V even, V odd) {
+    return V((UpperHalf::round(even) >> 16) | (UpperHalf::round(odd) & upper));
+  }
+  static V join(V first, V second) {
+    const Bits32 a = UpperHalf::round(first), b = UpperHalf::round(second);
+#if defined(__AVX512F__)
+    return V(_mm512_permutex2var_epi16(__m512i(a), _mm512_load_si512(kUpperPlaces), __m512i(b)));
+#elif defined(__AVX2__)
+    const __m256i halves = _mm256_packus_epi32(__m256i(a >> 16), __m256i(b >> 16));
+    return V(_mm256_permute4x64_epi64(halves, 0xd8));
+#else
+    const Bits16 both[2] = {__builtin_convertvector(a >> 16, Bits16),
+                            __builtin_convertvector(b >> 16, Bits16)};
+    V joined;
+    std::memcpy(&joined, both, sizeof joined);
+    return joined;
+#endif
+  }
+  static void put(bf16* p, V both) { std::memcpy(p, &both, sizeof both); }
+  static void stream(bf16* p, V both) {
+    Lanes<float>::stream(reinterpret_cast<float*>(p), both);
+  }
+};
 template <>
 struct Lanes<f16> : Narrow<f16, Half> {};
 

@@ -74,25 +74,12 @@ inline void forward(const Forward& job) {
   });
 }
 
-template <class T, class First, class Again>
-inline void backward_by_layout(const Backward& job, const Backward& second) {
-  if (job.layout.channels_last) return channels_last::backward<T, First, Again>(job, second);
-  if (are_short(job.layout)) return short_rows::backward<T, First, Again>(job, second);
-  return channels_first::backward<T, First, Again>(job, second);
-}
-
 template <class T, Activation fixed, Source source>
 inline void backward_from(const Backward& job) {
-  using First = Derivative<T, fixed, source>;
-  using Kept = Derivative<T, Activation::none, Source::none>;
-  if constexpr (source != Source::none) {
-    if (job.dresidual) {  // dz is kept there: the second pass need not make it again
-      Backward second = job;
-      second.dy = job.dresidual;
-      return backward_by_layout<T, First, Kept>(job, second);
-    }
-  }
-  return backward_by_layout<T, First, First>(job, job);
+  using From = Derivative<T, fixed, source>;
+  if (job.layout.channels_last) return channels_last::backward<T, From>(job);
+  if (are_short(job.layout)) return short_rows::backward<T, From>(job);
+  return channels_first::backward<T, From>(job);
 }
 
 inline void backward(const Backward& job) {
