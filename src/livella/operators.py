@@ -110,20 +110,19 @@ class BatchNorm(torch.autograd.Function):
         x, weight, bias, statistics, kept = ctx.saved_tensors
         training, _eps, activation, has_residual = ctx.settings
         wants_x, wants_weight, wants_bias, wants_residual, _ = ctx.needs_input_grad
-        with torch._C._AutoDispatchBelowAutograd():
-            dx, dweight, dbias, dresidual = torch.ops.livella.batch_norm_backward.default(
-                like(dy, x),
-                x,
-                statistics,
-                weight,
-                bias,
-                kept,
-                activation,
-                training,
-                wants_x,
-                wants_weight or wants_bias,
-                wants_residual,
-            )
+        dx, dweight, dbias, dresidual = torch.ops.livella.batch_norm_backward.default(
+            like(dy, x),
+            x,
+            statistics,
+            weight,
+            bias,
+            kept,
+            activation,
+            training,
+            wants_x,
+            wants_weight or wants_bias,
+            wants_residual,
+        )
         if has_residual and activation is None:
             dresidual = dy
         return (
@@ -283,6 +282,8 @@ if native.loaded:
     _library = torch.library.Library("livella", "IMPL")
     _library.impl("batch_norm", _differentiated, "Autograd")
     _library.impl("batch_norm_inference", _evaluated, "Autograd")
+    # It has no gradient: what is differentiated twice is written in torch's operations.
+    _library.impl("batch_norm_backward", torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake("livella::batch_norm", _fake)
     torch.library.register_fake("livella::batch_norm_inference", _fake_inference)
     torch.library.register_fake("livella::batch_norm_backward", _fake_backward)

@@ -53,7 +53,7 @@ def test_evaluation_uses_the_running_averages_and_keeps_no_graph():
     tensors = Tensors.of(given)
     seen = {}
     functions = {
-        name: lambda *a, norm=norm, name=name: seen.update({name: norm(*a)})
+        name: lambda *a, norm=norm, name=name: lambda: seen.update({name: norm(*a)()})
         for name, norm in contenders.norms(given).items()
     }
     for call in contenders.calls(Case("evaluation", given), tensors, functions).values():

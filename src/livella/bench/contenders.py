@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the usual name
-from torch import Tensor
+from torch import Tensor, nn
 
-from livella import functional, native
+import livella.nn
+from livella import native
 from livella.bench.cases import Case, Fusion, Setting
 from livella.bench.measure import Call
 
@@ -29,15 +30,13 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Tensors:
-    """What a batch norm takes. γ, β and the averages are in float32 at least, as in autocast."""
+    """What a batch norm takes. γ and β are in float32 at least, as in autocast."""
 
     x: Tensor
     dy: Tensor
     residual: Tensor | None
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     @classmethod
     def of(cls, setting: Setting) -> Tensors:
@@ -54,10 +53,8 @@ class Tensors:
             x=normal().requires_grad_(),
             dy=normal(),
             residual=normal().requires_grad_() if setting.fusion.residual else None,
-            weight=torch.ones(channels, dtype=wide, requires_grad=True),
-            bias=torch.zeros(channels, dtype=wide, requires_grad=True),
-            running_mean=torch.zeros(channels, dtype=wide),
-            running_var=torch.ones(channels, dtype=wide),
+            weight=nn.Parameter(torch.ones(channels, dtype=wide)),
+            bias=nn.Parameter(torch.zeros(channels, dtype=wide)),
         )
 
     @property
@@ -67,8 +64,9 @@ class Tensors:
         return [self.x, self.weight, self.bias, *residual]
 
 
-Norm = Callable[[Tensors, bool], Tensor]
-"""Tensors and whether in training → y."""
+Forward = Callable[[], Tensor]
+Norm = Callable[[Tensors, bool], Forward]
+"""Tensors and whether in training → the call that gives y."""
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -90,7 +88,12 @@ def compiled(setting: Setting, tensors: Tensors) -> Norm:
         torch._dynamo.exc.TorchDynamoException: it cannot be built here, as without a compiler.
     """
     torch._dynamo.reset()  # or the settings would count as recompilations of one function
-    norm: Norm = torch.compile(_eager(setting.fusion), dynamic=False)
+    function = torch.compile(_function(setting.fusion), dynamic=False)
+
+    def norm(given: Tensors, training: bool) -> Forward:
+        mean, var = (torch.full_like(given.weight, value).detach() for value in (0.0, 1.0))
+        return lambda: function(given, mean, var, training)
+
     # A kept graph is run more than once: it must not give its saved tensors away.
     with torch._functorch.config.patch(donated_buffer=False):
         _backward(norm, tensors)()
@@ -104,20 +107,25 @@ def calls(case: Case, tensors: Tensors, functions: Mapping[str, Norm]) -> dict[s
     return made | {LIMIT: _limit(case, tensors)}
 
 
+def _layer(library: ModuleType, given: Tensors, training: bool, **options: str) -> nn.Module:
+    """The batch norm of torch.nn or livella.nn for these tensors, with averages of its own.
+
+    Of its own, as a graph keeps them and no other call may change them until backward.
+    """
+    kind = getattr(library, f"BatchNorm{max(1, given.x.dim() - 2)}d")
+    layer: nn.Module = kind(given.x.shape[1], EPS, MOMENTUM, dtype=given.weight.dtype, **options)
+    layer.weight, layer.bias = given.weight, given.bias
+    return layer.train(training)
+
+
 def _ours(fusion: Fusion) -> Norm:
-    def norm(given: Tensors, training: bool) -> Tensor:
-        return functional.batch_norm(
-            given.x,
-            given.running_mean,
-            given.running_var,
-            given.weight,
-            given.bias,
-            training,
-            MOMENTUM,
-            EPS,
-            activation=fusion.activation,
-            residual=given.residual,
-        )
+    options = {} if fusion.activation is None else {"activation": fusion.activation}
+
+    def norm(given: Tensors, training: bool) -> Forward:
+        layer = _layer(livella.nn, given, training, **options)
+        if given.residual is None:
+            return lambda: layer(given.x)
+        return lambda: layer(given.x, residual=given.residual)
 
     return norm
 
@@ -126,32 +134,49 @@ def _eager(fusion: Fusion) -> Norm:
     """As torch is fastest: what follows the normalization works in place."""
     activation = None if fusion.activation is None else _IN_PLACE[fusion.activation]
 
-    def norm(given: Tensors, training: bool) -> Tensor:
-        averages = (given.running_mean, given.running_var)
-        y = F.batch_norm(given.x, *averages, given.weight, given.bias, training, MOMENTUM, EPS)
-        if given.residual is not None:
-            y += given.residual
-        return y if activation is None else activation(y)
+    def norm(given: Tensors, training: bool) -> Forward:
+        layer = _layer(nn, given, training)
+
+        def call() -> Tensor:
+            y: Tensor = layer(given.x)
+            if given.residual is not None:
+                y += given.residual
+            return y if activation is None else activation(y)
+
+        return call
 
     return norm
 
 
-def _forward(norm: Norm, tensors: Tensors) -> Call:
-    return lambda: norm(tensors, True)
+def _function(fusion: Fusion) -> Callable[..., Tensor]:
+    """What eager runs, without the cost of a module: compiled once, it serves any tensors."""
+    activation = None if fusion.activation is None else _IN_PLACE[fusion.activation]
+
+    def function(given: Tensors, mean: Tensor, var: Tensor, training: bool) -> Tensor:
+        y = F.batch_norm(given.x, mean, var, given.weight, given.bias, training, MOMENTUM, EPS)
+        if given.residual is not None:
+            y += given.residual
+        return y if activation is None else activation(y)
+
+    return function
+
+
+def _forward(norm: Norm, tensors: Tensors) -> Forward:
+    return norm(tensors, True)
 
 
 def _backward(norm: Norm, tensors: Tensors) -> Call:
-    # Averages of its own: a compiled graph keeps them, and no other call may change them then.
-    mean, var = tensors.running_mean.clone(), tensors.running_var.clone()
-    y = norm(dataclasses.replace(tensors, running_mean=mean, running_var=var), True)
+    y = norm(tensors, True)()
     leaves = tensors.differentiable
     return lambda: torch.autograd.grad(y, leaves, tensors.dy, retain_graph=True)
 
 
 def _evaluation(norm: Norm, tensors: Tensors) -> Call:
-    def call() -> None:
+    evaluate = norm(tensors, False)
+
+    def call() -> Tensor:
         with torch.no_grad():
-            norm(tensors, False)
+            return evaluate()
 
     return call
 
