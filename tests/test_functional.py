@@ -223,6 +223,26 @@ def test_what_is_not_finite_spreads_as_in_torch(training, value):
     assert_close(run(batch_norm), run(F.batch_norm), equal_nan=True)
 
 
+SPECIAL = (math.nan, math.inf, -math.inf, -1e38, 1e38, -100, -90, 88, 3, -3, 0, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_of_special_values_are_those_of_torch(activation, dtype):
+    # Rows of each value, so that no processor takes a part of one another way.
+    z = torch.tensor(SPECIAL, dtype=dtype).view(-1, 1, 1).expand(-1, 1, 64).contiguous()
+    x, again = z.clone().requires_grad_(), z.clone().requires_grad_()
+    wide = torch.promote_types(dtype, torch.float32)
+    stats = torch.zeros(1, dtype=wide), torch.ones(1, dtype=wide)
+    y = batch_norm(x, *stats, eps=0.0, activation=activation)
+    expected = getattr(F, activation)(again)
+    assert_close(y, expected, equal_nan=True)
+    dx, wanted = (torch.autograd.grad(t.sum(), leaf)[0] for t, leaf in ((y, x), (expected, again)))
+    if activation == "relu6":  # torch stops the gradient at NaN there; at relu it does not
+        wanted = torch.where(again.isnan(), 1, wanted)
+    assert_close(dx, wanted, equal_nan=True)
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (2, 3, 0, 4), (0, 3, 2, 2, 2)])
 def test_an_empty_batch_leaves_the_averages_alone(shape, training):

@@ -133,11 +133,16 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
     """Whether any element of both is the same one; a compiler's tensors have none to compare."""
     if a is b:
         return True
-    if torch.compiler.is_compiling() or not (type(a) is type(b) is Tensor) or a.is_meta:
+    if torch.compiler.is_compiling() or not (_has_memory(a) and _has_memory(b)):
         return False
     one, other = _addresses(a), _addresses(b)
     apart = not one or not other or one[-1] < other[0] or other[-1] < one[0]
     return not apart and not set(one).isdisjoint(other)
+
+
+def _has_memory(t: Tensor) -> bool:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(t)
+    return type(t) is Tensor and not t.is_meta and not wrapped
 
 
 def _addresses(t: Tensor) -> range:

@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812  the usual name
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 
 from livella import native, operators, reference
 from livella.checks import Call, check
@@ -90,6 +92,10 @@ def batch_norm(
         num_batches_tracked,
     )
     compiling = torch.compiler.is_compiling()
+    if not compiling and _is_followed(input) and _torch_can(call):
+        if torch._C._get_tracing_state() is None:  # a trace would warn of each question
+            check(call)
+        return _torch(call)
     if _fits_kernels(call, compiling):
         if compiling:
             check(call)
@@ -114,8 +120,6 @@ def _fits_kernels(call: Call, compiling: bool) -> bool:
     x, residual = call.input, call.residual
     if not native.loaded or not x.is_cpu or call.mask is not None or x.dim() < 2:
         return False
-    if torch._C._get_tracing_state() is not None:  # torch.jit.trace knows torch's operators only
-        return False
     if compiling and (not call.training or _exporting() or isinstance(call.momentum, Tensor)):
         return False
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
@@ -132,17 +136,43 @@ def _exporting() -> bool:
     return torch.compiler.is_exporting() if hasattr(torch.compiler, "is_exporting") else False
 
 
+def _is_followed(x: Tensor) -> bool:
+    """Whether something looks on that knows torch's own operators only.
+
+    That is `torch.jit.trace`, a transformation of `torch.func`, forward-mode differentiation, a
+    tensor of the user's own class, or memory that is not strided.
+    """
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or type(x) not in _STRIDED
+        or x.layout is not torch.strided
+    )
+
+
+_STRIDED = (Tensor, torch.nn.Parameter, FakeTensor)
+
+
+def _torch_can(call: Call) -> bool:
+    """Whether PyTorch's operator, and what may follow it, does all that is asked for."""
+    return call.mask is None and not isinstance(call.momentum, Tensor)
+
+
 def _left_to_torch(call: Call, compiling: bool) -> bool:
     """Whether PyTorch's own operator serves it best: another device's kernels, or a graph."""
-    if call.mask is not None or isinstance(call.momentum, Tensor) or call.input.numel() == 0:
+    if not _torch_can(call) or call.input.numel() == 0:
         return False
-    if call.training and call.momentum is None:
+    if compiling and call.training and call.momentum is None:
         return False
     return call.input.is_cuda or (compiling and (not call.training or _exporting()))
 
 
 def _torch(call: Call) -> Tensor:
     """Leave normalization to PyTorch; the residual and the activation follow."""
+    counter, momentum = call.num_batches_tracked, cast("float | None", call.momentum)
+    if momentum is None:
+        momentum = 1 / (int(counter) + 1) if call.training and counter is not None else 0.0
     z = F.batch_norm(
         call.input,
         call.running_mean,
@@ -150,11 +180,11 @@ def _torch(call: Call) -> Tensor:
         call.weight,
         call.bias,
         call.training,
-        cast(float, call.momentum),
+        momentum,
         call.eps,
     )
-    if call.training and call.num_batches_tracked is not None:
-        call.num_batches_tracked.add_(1)
+    if call.training and counter is not None:
+        counter.add_(1)
     if call.residual is not None:
         z = z + call.residual.to(z.dtype)
     return z if call.activation is None else reference.ACTIVATIONS[call.activation].forward(z)

@@ -27,7 +27,6 @@ def _load(mode: str) -> str | None:
         if not LIBRARY.exists():
             raise ImportError("they were not built when the package was installed")
         torch.ops.load_library(str(LIBRARY))
-        torch.ops.livella.instruction_set()
     except (ImportError, OSError, RuntimeError) as error:
         advice = "Install a C++20 compiler (g++ or clang++) and install livella again"
         reason = f"the kernels cannot be used: {error.__cause__ or error}"
@@ -40,6 +39,10 @@ def _load(mode: str) -> str | None:
             advice,
         )
         return reason
+    try:
+        torch.ops.livella.instruction_set()
+    except RuntimeError as error:
+        raise ImportError(f"LIVELLA_ISA={os.environ.get('LIVELLA_ISA')}: {error}") from error
     return None
 
 

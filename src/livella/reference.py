@@ -35,7 +35,8 @@ from livella.moments import (
 class Activation(NamedTuple):
     """A function of one number, and its derivative, itself made of differentiable operations.
 
-    At a kink the derivative is the one PyTorch takes.
+    At a kink the derivative is the one PyTorch takes. At NaN that of relu6 is one, as is that of
+    relu: PyTorch takes zero for relu6 and so hides it.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -55,13 +56,13 @@ def _silu_derivative(z: Tensor) -> Tensor:
 
 
 def _hardswish_derivative(z: Tensor) -> Tensor:
-    inside = torch.where(z > -3, z / 3 + 0.5, 0)
-    return torch.where(z < 3, inside, 1)
+    above = torch.where(z >= 3, 1, z / 3 + 0.5)
+    return torch.where(z <= -3, 0, above)
 
 
 ACTIVATIONS = {
-    "relu": Activation(F.relu, lambda z: (z > 0).to(z.dtype)),
-    "relu6": Activation(F.relu6, lambda z: ((z > 0) & (z < 6)).to(z.dtype)),
+    "relu": Activation(F.relu, lambda z: (~(z <= 0)).to(z.dtype)),
+    "relu6": Activation(F.relu6, lambda z: (~((z <= 0) | (z >= 6))).to(z.dtype)),
     "leaky_relu": Activation(lambda z: F.leaky_relu(z, LEAKY_SLOPE), _leaky_relu_derivative),
     "silu": Activation(F.silu, _silu_derivative),
     "hardswish": Activation(F.hardswish, _hardswish_derivative),

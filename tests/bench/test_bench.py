@@ -55,7 +55,7 @@ def test_saved_rows_are_shown_again_without_measuring(folder, monkeypatch):
     monkeypatch.setattr(measure, "interleaved", None)
     result = invoke("--render", "a.jsonl")
     assert result.exit_code == 0, result.output
-    assert "of 44 met in every case, 0 not measured" in result.stdout
+    assert "of 44 met in every case" in result.stdout
     assert (folder / "a.html").is_file()
 
 

@@ -63,8 +63,8 @@ COLUMNS = (
 FIGURES = ("bound", "median", "worst", "fresh")
 """What `target_cells` gives."""
 TARGETS_LEGEND = (
-    "The median and the worst ratio over the cases that a target covers: to torch eager, "
-    "torch.compile or their memory as they to ours, to the limit (copy, stream) as ours to it. "
+    "The median and the worst ratio over the cases that a target covers. eager, compile: how many "
+    "times our time they take. copy, stream (the limit) and memory: how many times theirs we take. "
     "fresh: the median with results in memory not used before."
 )
 LEGEND = (
@@ -163,7 +163,8 @@ def total(assessments: Sequence[Assessment]) -> str:
         sum(each.verdict is verdict for each in assessments)
         for verdict in (Verdict.MET, Verdict.UNKNOWN)
     )
-    return f"{met} of {len(assessments)} met in every case, {unknown} not measured"
+    left = f"; {unknown} more not measured" if unknown else ""
+    return f"{met} of {len(assessments) - unknown} met in every case{left}"
 
 
 def _line(verdict: Text, what: str, *cells: str) -> Table:

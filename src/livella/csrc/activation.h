@@ -44,7 +44,7 @@ inline Vec<A> exp(Vec<A> z) {
 
 template <class A>
 inline Vec<A> sigmoid(Vec<A> z) {
-  return A(1) / (A(1) + exp<A>(-z));
+  return z < -Ints<A>::highest ? Vec<A>{} : A(1) / (A(1) + exp<A>(-z));
 }
 
 constexpr double kLeakySlope = 0.01;
@@ -78,7 +78,7 @@ inline Vec<A> differentiate(Activation which, Vec<A> z, Vec<A> dy) {
   const Vec<A> zero{};
   if constexpr (fixed == Activation::none) return dy;
   if constexpr (fixed == Activation::relu)
-    return (z > A(0)) & ~(z >= ceiling<A>(which)) ? dy : zero;
+    return (z <= A(0)) | (z >= ceiling<A>(which)) ? zero : dy;
   switch (which) {
     case Activation::leaky_relu:
       return z > A(0) ? dy : dy * A(kLeakySlope);
@@ -87,8 +87,8 @@ inline Vec<A> differentiate(Activation which, Vec<A> z, Vec<A> dy) {
       return dy * s * (A(1) + z * (A(1) - s));
     }
     case Activation::hardswish: {
-      const Vec<A> inside = z > A(-3) ? z / A(3) + A(0.5) : zero;
-      return dy * (z < A(3) ? inside : splat(A(1)));
+      const Vec<A> above = z >= A(3) ? splat(A(1)) : z / A(3) + A(0.5);
+      return dy * (z <= A(-3) ? zero : above);
     }
     default:
       return dy;
