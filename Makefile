@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check kernels sanitize clean
+.PHONY: install demo test test-everywhere check kernels sanitize clean
 
 install: $(STAMP)
 
@@ -23,6 +23,14 @@ LAYERS := tests/nn tests/model tests/test_functional.py tests/test_reference.py
 test: install
 	$(BIN)/pytest -n 2
 	LIVELLA_KERNELS=reference $(BIN)/pytest -n 2 -q $(LAYERS)
+
+# The whole suite on each path. Takes some minutes a path; before a release, or a change of the kernels.
+INSTRUCTION_SETS ?= avx512 avx2 portable
+test-everywhere: install
+	LIVELLA_KERNELS=reference $(BIN)/pytest -n 2 -q
+	for isa in $(INSTRUCTION_SETS); do \
+	    LIVELLA_KERNELS=native LIVELLA_ISA=$$isa $(BIN)/pytest -n 2 -q || exit 1; \
+	done
 
 kernels: install
 	$(BIN)/python setup.py -q build_ext --inplace

@@ -1,6 +1,8 @@
 """What is given at a call or changed after accelerating: results are those of the original."""
 
 import copy
+import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -106,6 +108,31 @@ def test_other_arguments_run_as_written():
 
     taking = net(lambda self, x, options: self.act(self.bn(x)) * options["scale"])
     assert_close(accelerated(taking)(x, {"scale": 2}), taking(x, {"scale": 2}))
+
+
+def sees_the_sign(self, x, c):
+    y = self.act(self.bn(x))
+    return y * 2 if str(c).startswith("-") else y
+
+
+def test_zero_and_minus_zero_are_two_arguments():
+    plain = net(sees_the_sign)
+    fast = accelerated(plain)
+    for number in (0.0, -0.0, 0, 1, 1.0, True, -0.0):
+        assert_same(plain, fast, *inputs(), c=number)
+
+
+def flattens(self, x):
+    y = self.act(self.bn(x))
+    n, c, h, w = y.shape
+    return y.view(n, c * h * w)
+
+
+def test_a_shape_may_be_unpacked():
+    plain = net(flattens)
+    fast = accelerated(plain)
+    assert_same(plain, fast)
+    assert shown_as_fused(fast) == {"": "bn + relu"}
 
 
 def same_object(self, x, y):
@@ -319,6 +346,155 @@ def test_a_sequence_can_be_sliced_and_changed():
     for model in (plain, fast):
         model.insert(2, nn.BatchNorm2d(4).double())
         del model[-1]
+    assert_same(plain, fast)
+
+
+def test_a_layer_added_to_an_empty_list_is_called():
+    plain = net(iterates, layers=nn.ModuleList())
+    fast = accelerated(plain)
+    assert shown_as_fused(fast) == {"": "bn + relu"}
+    for model in (plain, fast):
+        model.layers.append(nn.Tanh())
+    assert_same(plain, fast)
+    assert shown_as_fused(fast) == {"": "bn + relu"}
+
+
+def test_an_activation_put_back_comes_last():
+    plain = nn.Sequential(OrderedDict(bn=nn.BatchNorm2d(3), act=nn.ReLU(), last=nn.Softplus()))
+    fast = accelerated(plain.double())
+    for model in (plain, fast):
+        act = model.act
+        del model.act
+        model.act = act
+    assert shown_as_fused(fast) == {"": "bn + relu"}
+    assert_same(plain, fast)
+
+
+def scales_if_there_is_one(self, x):
+    y = self.act(self.bn(x))
+    if self.weight is not None:
+        y = y * self.weight
+    if self.total is not None:
+        y = y + self.total
+    return y
+
+
+class Scaled(Net):
+    forward = scales_if_there_is_one
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(3.0))
+        self.register_buffer("total", torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("name", ["weight", "total"])
+def test_a_tensor_taken_away_and_put_back(name):
+    plain = Scaled().double()
+    fast = accelerated(plain)
+    tensors = {model: getattr(model, name) for model in (plain, fast)}
+    for absent in (True, False):
+        for model in (plain, fast):
+            setattr(model, name, None if absent else tensors[model])
+        assert_same(plain, fast)
+    assert shown_as_fused(fast) == {"": "bn + relu"}
+
+
+def calls_what_is_there(self, x):
+    y = self.act(self.bn(x))
+    return y if self.extra is None else self.extra(y)
+
+
+def test_an_attribute_of_the_class_goes_before_a_child():
+    plain = net(calls_what_is_there)
+    type(plain).extra = None
+    plain.extra = nn.Tanh()
+    assert plain.extra is None
+    fast = accelerated(plain)
+    assert shown_as_fused(fast) == {"": "bn + relu"}
+    assert_same(plain, fast)
+
+
+def helper(y):
+    return y * 2
+
+
+def sign(y):
+    return y * 3
+
+
+HERE = sys.modules[__name__]
+
+
+class Base(Net):
+    def outermost(self, y):
+        return y * 5
+
+
+class Helped(Base):
+    def forward(self, x):
+        y = self.outermost(self.method(self.act(self.bn(x))))
+        return sign(self.static(helper(y))) * max(2, 1)
+
+    def method(self, y):
+        return y + self.offset
+
+    @staticmethod
+    def static(y):
+        return y * 7
+
+    @property
+    def offset(self):
+        return 11
+
+    def outermost(self, y):
+        return super().outermost(y) + 13
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (HERE, "helper", lambda y: y - 1),
+        (HERE, "sign", torch.sign),
+        (HERE, "max", min),
+        (Helped, "method", lambda self, y: y - 2),
+        (Helped, "static", staticmethod(lambda y: y - 3)),
+        (Helped, "offset", 17),
+        (Helped, "outermost", lambda self, y: y - 4),
+        (Base, "outermost", lambda self, y: y - 5),
+    ],
+)
+def test_a_function_defined_again_counts(owner, name, value, monkeypatch):
+    torch.manual_seed(0)
+    plain = Helped().double()
+    fast = accelerated(plain)
+    assert shown_as_fused(fast) == {"": "bn + relu"}
+    assert_same(plain, fast)
+    (plan,) = [p for plans in fast._livella_plans.by_form.values() for p in plans]
+    monkeypatch.setattr(owner, name, value, raising=name != "max")
+    assert not plan.holds()
+    assert_same(plain, fast)
+    monkeypatch.undo()
+    assert plan.holds()
+    assert_same(plain, fast)
+
+
+def test_a_method_of_the_object_counts():
+    plain = Helped().double()
+    fast = accelerated(plain)
+    for model in (plain, fast):
+        model.method = lambda y: y - 6
+    assert_same(plain, fast)
+
+
+def test_an_inner_function_defined_again_counts():
+    inner = torch.relu
+    plain = net(lambda self, x: inner(self.act(self.bn(x))))
+    fast = accelerated(plain)
+    assert shown_as_fused(fast) == {"": "bn + relu"}
+    assert_same(plain, fast)
+
+    inner = torch.tanh
     assert_same(plain, fast)
 
 

@@ -108,6 +108,14 @@ def test_a_forward_of_the_object_is_kept():
     assert_close(patched.bn(torch.zeros(1, 3, 1, 1)), torch.ones(1, 3, 1, 1))
 
 
+def test_a_norm_with_another_method_of_its_own_is_left_alone():
+    model = net(fused)
+    model.bn._check_input_dim = lambda x: None
+    with pytest.warns(UserWarning, match=r"bn \(BatchNorm2d\)"):
+        accelerate(model)
+    assert type(model.bn) is nn.BatchNorm2d
+
+
 class Registering(nn.Module):
     made = ()
 

@@ -18,7 +18,7 @@ from tests.model.small import Net, accelerated, assert_same, history, inputs, ne
 from tests.model.zoo import shown_as_fused
 
 FACTOR = 2.0
-SEEN, LAST = [], None
+SEEN, LAST, CALLS = [], None, [0]
 
 
 # Forwards that a trace does not show whole
@@ -173,6 +173,169 @@ def remembers(self, x, memory={}):  # noqa: B006
     return self.act(self.bn(x))
 
 
+def looks_up_a_dtype(self, x):
+    y = self.bn(x)
+    return self.act(y) if x.dtype in {torch.float16, torch.float64} else y
+
+
+def looks_up_a_size(self, x):
+    y = self.act(self.bn(x))
+    return y * 2 if x.shape[-1] in self.sizes else y
+
+
+def looks_up_a_factor(self, x):
+    return self.act(self.bn(x)) * {torch.float64: 3.0}.get(x.dtype, 1.0)
+
+
+def looks_up_a_pair(self, x):
+    y = self.bn(x)
+    return self.act(y) if (x.dtype, x.ndim) in {(torch.float64, 4)} else y
+
+
+def counts_sizes(self, x):
+    return self.act(self.bn(x)) * len({x.shape[2], x.shape[3]})
+
+
+def asks_for_text(self, x):
+    return self.act(self.bn(x)) if "float64" in str(x.dtype) else x
+
+
+def formats(self, x):
+    return self.act(self.bn(x)) if f"{x.ndim}" == "4" else x
+
+
+def asks_for_representation(self, x):
+    return self.act(self.bn(x)) if f"{x.dtype!r}" == "torch.float64" else x
+
+
+def looks_up_a_head(self, x):
+    y, head = self.act(self.bn(x)), str(x.shape[1])
+    return self.heads[head](y) if head in self.heads else y
+
+
+def names_its_result(self, x):
+    return {f"out_{x.shape[0]}": self.act(self.bn(x))}
+
+
+def matches_a_sequence(self, x):
+    y = self.bn(x)
+    match x.shape:
+        case [_, _, _, _]:
+            return self.act(y)
+    return y
+
+
+def matches_a_class(self, x):
+    y = self.bn(x)
+    match x.shape:
+        case torch.Size():
+            return self.act(y)
+    return y
+
+
+def compares_layers(self, x):
+    y = self.bn(x)
+    return self.act(y) if self.act == self.same else y
+
+
+def looks_up_a_layer(self, x):
+    y = self.bn(x)
+    return self.act(y) if self.act in {self.same} else y
+
+
+def may_have_more(self, x):
+    return self.act(self.bn(x)) * getattr(self, "extra", 1.0)
+
+
+class Scale:
+    scale = 2.0
+    history: list = []  # noqa: RUF012
+
+    @classmethod
+    def get(cls):
+        return cls.scale
+
+
+def calls_a_classmethod(self, x):
+    return self.act(self.bn(x)) * Scale.get()
+
+
+def reads_a_class_it_has(self, x):
+    return self.act(self.bn(x)) * self.settings.scale
+
+
+def reads_its_class(self, x):
+    return self.act(self.bn(x)) * self.__class__.factor
+
+
+def reads_its_class_by_name(self, x):
+    return self.act(self.bn(x)) * getattr(self, "__class__").factor  # noqa: B009
+
+
+def changes_its_class(self, x):
+    self.__class__.history.append(1)
+    return self.act(self.bn(x))
+
+
+def passes_a_class(self, x):
+    return scaled(self.act(self.bn(x)), Scale)
+
+
+def scaled(y, settings):
+    return y * settings.scale
+
+
+def reads_a_class_by_default(self, x, settings=Scale):
+    return self.act(self.bn(x)) * settings.scale
+
+
+def closing_over(settings):
+    def reads_a_class_around_it(self, x):
+        return self.act(self.bn(x)) * settings.scale
+
+    return reads_a_class_around_it
+
+
+def counted(x, calls=CALLS):
+    calls[0] += 1
+    return x * calls[0]
+
+
+def calls_a_function_that_remembers(self, x):
+    return counted(self.act(self.bn(x)))
+
+
+def calls_a_method_that_remembers(self, x):
+    return self.remember(self.act(self.bn(x)))
+
+
+def calls_an_attribute_that_remembers(self, x):
+    return self.counted(self.act(self.bn(x)))
+
+
+is_open_to_gradients = torch.is_grad_enabled
+
+
+def asks_for_gradient_mode_by_another_name(self, x):
+    y = self.act(self.bn(x))
+    return y * 2 if is_open_to_gradients() else y
+
+
+def asks_for_gradient_mode_by_an_attribute(self, x):
+    y = self.act(self.bn(x))
+    return y * 2 if self.asks() else y
+
+
+def asks_whether_it_is_deterministic(self, x):
+    y = self.act(self.bn(x))
+    return y * 2 if torch.are_deterministic_algorithms_enabled() else y
+
+
+def asks_for_a_flag_of_a_backend(self, x):
+    y = self.act(self.bn(x))
+    return y * 2 if torch.backends.cudnn.benchmark else y
+
+
 class Doubling(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -203,6 +366,14 @@ class Counting(Net):
         self.count, self.seen = 0, []
         self.register_buffer("total", torch.zeros(()))
         self.side, self.maybe = Pair(), Nothing()
+        self.same, self.heads = self.act, nn.ModuleDict({"3": nn.Tanh()})
+        self.settings, self.counted, self.asks = Scale, counted, torch.is_grad_enabled
+
+    sizes, factor = frozenset({5, 6}), 2.0
+    history = Scale.history
+
+    def remember(self, y, calls=CALLS):
+        return counted(y, calls)
 
 
 REFUSED = {
@@ -233,6 +404,41 @@ REFUSED = {
     reads_a_namespace: "reads SETTINGS, a variable from outside",
     remembers: "has a dict as a default",
     has_its_own_gradient: "torch.autograd.function changes how operations run",
+    **dict.fromkeys(
+        (
+            looks_up_a_dtype,
+            looks_up_a_size,
+            looks_up_a_factor,
+            looks_up_a_pair,
+            counts_sizes,
+            asks_for_text,
+            formats,
+            asks_for_representation,
+            looks_up_a_head,
+            names_its_result,
+        ),
+        "asks for more of a computed value",
+    ),
+    matches_a_sequence: "matches patterns",
+    matches_a_class: "matches patterns",
+    compares_layers: "compares a module",
+    looks_up_a_layer: "compares a module",
+    may_have_more: "reads extra, which it does not have",
+    calls_a_classmethod: "get is given a class",
+    reads_a_class_it_has: "reads settings, a type",
+    reads_its_class: "reads __class__",
+    reads_its_class_by_name: "reads __class__",
+    changes_its_class: "reads __class__",
+    passes_a_class: "scaled is given a class",
+    reads_a_class_by_default: "is given a class",
+    closing_over(Scale): "reads settings.scale, a variable from outside",
+    calls_a_function_that_remembers: "counted has a list as a default",
+    calls_a_method_that_remembers: "remember has a list as a default",
+    calls_an_attribute_that_remembers: "counted has a list as a default",
+    asks_for_gradient_mode_by_another_name: "the surroundings: is_grad_enabled",
+    asks_for_gradient_mode_by_an_attribute: "reads asks, a builtin",
+    asks_whether_it_is_deterministic: "the surroundings: are_deterministic",
+    asks_for_a_flag_of_a_backend: "the surroundings: backends",
     gives_an_ordered_dict: "computes with a OrderedDict",
 }
 
@@ -243,6 +449,7 @@ def surroundings():
         np.random.get_state()[1].tobytes(),
         torch.get_rng_state().tolist(),
         list(SEEN),
+        (list(Scale.history), list(CALLS)),
         LAST,
     )
 
@@ -265,6 +472,7 @@ def test_a_forward_that_cannot_be_followed_runs_as_written(forward, caplog, caps
     for seed in range(3):
         for model in (plain, fast):
             random.seed(seed)
+            CALLS[0] = seed
             np.random.seed(seed)
             torch.manual_seed(seed)
             model.result = history(model, *inputs())

@@ -33,11 +33,15 @@ def accelerate(model: Model) -> Model:
     following that forward proves that nothing else reads the value between. `print(model)` shows
     them as "(fused)"; what stands in the way elsewhere is logged to "livella" at debug level.
 
-    Results stay the same, also after the model is changed: hooks, another activation, another layer
-    or another setting make a module run as it is written, until it is proved anew. A forward is
-    proved for each form of its arguments (which are tensors, lists of them, plain values) and each
-    mode, when it is first met. Under `torch.compile` and `torch.export` modules run fused in the
-    forms met before, under `torch.jit.trace` as written; `torch.jit.script` refuses the layers.
+    Results stay the same up to rounding, also after the model is changed: hooks, another activation,
+    another layer, another setting or a function defined again make a module run as it is written,
+    until it is proved anew. A forward is proved for each form of its arguments (which are tensors,
+    lists of them, plain values) and each mode, when it is first met. Code of torch itself is taken
+    to stay as it is.
+
+    Under `torch.compile` and `torch.export` modules run fused in the forms met before, under
+    `torch.jit.trace` as written; `torch.jit.script` and `torch.fx.symbolic_trace` refuse the layers.
+    `isinstance` answers as before; `type(layer) is torch.nn.BatchNorm2d` does not.
 
     Args:
         model: any module; a batch norm itself too. Not a scripted one.
@@ -51,7 +55,7 @@ def accelerate(model: Model) -> Model:
 
     Warns:
         UserWarning: names batch norms that are left alone: other classes than torch's three, and
-            layers with a forward of their own.
+            layers with a forward, or another method, of their own.
 
     Example:
         >>> model = accelerate(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
@@ -72,7 +76,7 @@ def accelerate(model: Model) -> Model:
     before: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
         for layer in model.modules():
-            if type(layer) in FASTER and "forward" not in vars(layer):
+            if type(layer) in FASTER and not _has_methods_of_its_own(layer):
                 _become(layer, FASTER[type(layer)], before)
         for owner in reversed(list(model.modules())):  # children first, as their classes change
             _fuse(owner, before)
@@ -83,6 +87,11 @@ def accelerate(model: Model) -> Model:
             vars(module).pop("_livella_plans", None)
         raise
     return model
+
+
+def _has_methods_of_its_own(layer: nn.Module) -> bool:
+    own = vars(layer).items()
+    return any(callable(value) and hasattr(type(layer), name) for name, value in own)
 
 
 def _become(
@@ -112,7 +121,7 @@ def _name_others(model: nn.Module) -> None:
     ]
     if others:
         warnings.warn(
-            f"accelerate: left alone, having a class or a forward of their own: "
+            f"accelerate: left alone, having a class or a method of their own: "
             f"{', '.join(others)}; they run as before",
             stacklevel=3,
         )

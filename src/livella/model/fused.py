@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from types import FunctionType
 from typing import Any
 
@@ -142,6 +143,8 @@ def _kind(value: Any, tensors: list[Tensor]) -> Kind | None:
     if type(value) in (list, tuple):
         plain = [_kind(item, tensors) == TENSOR for item in value]
         return (type(value), len(value)) if all(plain) else None
+    if type(value) is float and value == 0.0 and math.copysign(1.0, value) < 0.0:
+        return None  # as a key it would be the same as 0.0, and a forward can tell them apart
     return (type(value), value) if value is None or type(value) in _VALUES else None
 
 

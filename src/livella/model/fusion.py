@@ -5,8 +5,9 @@ Three patterns: bn → act, bn → add, bn → add → act, where nothing else r
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,8 @@ class Fusion(NamedTuple):
     activation: str | None
     bypassed: str | None
     """The activation's module, if it is one."""
+    near: tuple[str, ...] = ()
+    """Modules that must go on being what they are: the one before, and those moved across."""
 
     def __str__(self) -> str:
         parts = [self.norm, "residual" if self.residual else None, self.activation]
@@ -78,11 +81,15 @@ def fuse(trace: Trace) -> list[Fusion]:
 
 
 def add_in_call(
-    norm: nn.Module, x: Tensor, residual: Tensor, activation: str | None, in_place: bool
+    norm: nn.Module,
+    x: Tensor,
+    residual: Tensor,
+    activation: str | None,
+    order: str,
 ) -> Tensor:
     """Call norm(x), add the residual, apply the activation: in one call where that is the same.
 
-    It is where the sum has the shape, dtype and device of x; else, and if the residual is no
+    It is where the residual has the shape, dtype, device and strides of x; else, and if it is no
     tensor at all, in the three steps that were written. So it is if the residual is x itself, which
     `torch.compile` does not take twice.
     """
@@ -92,14 +99,12 @@ def add_in_call(
         and residual.shape == x.shape
         and residual.dtype == x.dtype
         and residual.device == x.device
+        and residual.stride() == x.stride()
     ):
         fused: Tensor = norm(x, residual=residual, activation=activation)
         return fused
     y: Tensor = norm(x)
-    if in_place:
-        y += residual
-    else:
-        y = y + residual
+    y = ORDERS[order](y, residual)
     return y if activation is None else reference.ACTIVATIONS[activation].forward(y)
 
 
@@ -121,13 +126,41 @@ def _pattern(trace: Trace, norm: fx.Node) -> _Found | None:
     if _residual(follower, norm) is None or not _may_move(trace, norm, follower):
         return None
     last = _only_reader(follower)
-    return _Found(norm, follower, last if last and _activation(trace, last) else None)
+    return _Found(norm, follower, last if last and _keeps_its_result(trace, last) else None)
+
+
+def _keeps_its_result(trace: Trace, node: fx.Node) -> bool:
+    """Whether it is an activation of which torch too keeps the result for the gradient.
+
+    As a sum's activation has it. Of the others torch keeps the sum, which nobody else has; ours
+    would keep the result or the residual, and changing those in place, later on, would be an error.
+    """
+    name = _activation(trace, node)
+    return name == "relu" or (name in ("relu6", "leaky_relu") and _is_in_place(trace, node))
+
+
+def _is_in_place(trace: Trace, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return any(getattr(m, "inplace", False) for m in trace.modules[str(node.target)].modules())
+    name = getattr(node.target, "__name__", str(node.target))
+    if name.endswith("_") or (name.startswith("i") and name[1:] in dir(operator)):
+        return True
+    if "out" in node.kwargs or node.kwargs.get("inplace", False):
+        return True
+    if not callable(node.target):
+        return False  # a method's name
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
+    except (TypeError, ValueError):  # written in C: those have no such argument
+        return False
+    return bool(given.get("inplace", False))
 
 
 def _rewrite(
     trace: Trace, norm: fx.Node, add: fx.Node | None, activation: fx.Node | None
 ) -> Fusion:
     graph, name = trace.graph, _activation(trace, activation) if activation else None
+    near = tuple(_near(norm, add)) if add else ()
     if add is None:
         assert activation is not None, "a pattern is more than its batch norm"
         norm.kwargs = {**norm.kwargs, "activation": name}
@@ -135,9 +168,8 @@ def _rewrite(
     else:
         with graph.inserting_before(add):
             layer = graph.get_attr(str(norm.target))
-            in_place = add.target in (operator.iadd, "add_")
             fused = graph.call_function(
-                add_in_call, (layer, _input(norm), _residual(add, norm), name, in_place)
+                add_in_call, (layer, _input(norm), _residual(add, norm), name, _order(add, norm))
             )
         (activation or add).replace_all_uses_with(fused)
     if activation is not None:
@@ -146,7 +178,8 @@ def _rewrite(
         graph.erase_node(add)
         graph.erase_node(norm)
     bypassed = activation is not None and activation.op == "call_module" and activation.target
-    return Fusion(str(norm.target), add is not None, name, str(bypassed) if bypassed else None)
+    target = str(bypassed) if bypassed else None
+    return Fusion(str(norm.target), add is not None, name, target, near)
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
@@ -217,6 +250,20 @@ def _residual(add: fx.Node, norm: fx.Node) -> fx.Node | None:
     return second if first is norm and second is not norm and isinstance(second, fx.Node) else None
 
 
+ORDERS: dict[str, Callable[[Any, Any], Any]] = {
+    "in place": operator.iadd,
+    "norm first": operator.add,
+    "norm last": lambda y, residual: residual + y,
+}
+"""How norm and residual are added: the sum lies in memory as the first one does."""
+
+
+def _order(add: fx.Node, norm: fx.Node) -> str:
+    if add.target in (operator.iadd, "add_"):
+        return "in place"
+    return "norm first" if add.args[0] is norm else "norm last"
+
+
 # A norm that is to add moves down to the addition
 
 
@@ -226,12 +273,23 @@ FRESH = ("torch.nn.modules.conv", "torch.nn.modules.batchnorm", "livella.nn.batc
 def _may_move(trace: Trace, norm: fx.Node, add: fx.Node) -> bool:
     """Whether calling the norm only at the addition gives the same.
 
-    Its input must not be changed between, nor its averages be used.
+    Its input must not be changed between, nor its tensors be used, there or by what was read of
+    them before. Only layers of torch and ours are known not to do so.
     """
     between = list(_between(norm, add))
-    if any(_uses(trace, node, str(norm.target)) for node in between):
+    layer = trace.modules[str(norm.target)]
+    if any(node.op == "get_attr" and _reads(trace, node, layer) for node in trace.graph.nodes):
+        return False
+    called = [trace.modules[str(node.target)] for node in between if node.op == "call_module"]
+    if not all(_is_known(module) and not _share(module, layer) for module in called):
         return False
     return _is_private(trace, norm) or all(_is_pure(trace, node) for node in between)
+
+
+def _near(norm: fx.Node, add: fx.Node) -> Iterator[str]:
+    for node in (_input(norm), *_between(norm, add)):
+        if node is not None and node.op == "call_module":
+            yield str(node.target)
 
 
 def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
@@ -241,13 +299,29 @@ def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
         node = node.next
 
 
-def _uses(trace: Trace, node: fx.Node, norm: str) -> bool:
-    """Whether a node calls this layer again, or something that holds it, or reads its tensors."""
-    layer = trace.modules[norm]
-    if node.op == "get_attr":
-        path = str(node.target)
-        return layer in (trace.modules.get(path), trace.modules.get(path.rpartition(".")[0]))
-    return node.op == "call_module" and layer in trace.modules[str(node.target)].modules()
+def _reads(trace: Trace, node: fx.Node, layer: nn.Module) -> bool:
+    """Whether a node reads a tensor of this layer, under whatever name."""
+    owner, _, name = str(node.target).rpartition(".")
+    tensor = getattr(trace.modules[owner], name) if owner in trace.modules else None
+    return any(tensor is each for each in _tensors(layer))
+
+
+def _share(module: nn.Module, layer: nn.Module) -> bool:
+    """Whether a module calls this layer, or another with tensors of it."""
+    own = _tensors(layer)
+    shared = (any(tensor is each for each in own) for tensor in _tensors(module))
+    return layer in module.modules() or any(shared)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _is_known(module: nn.Module) -> bool:
+    return all(
+        type(part).__module__.startswith(("torch.nn.modules.", "livella.nn.")) and is_bare(part)
+        for part in module.modules()
+    )
 
 
 def _is_private(trace: Trace, norm: fx.Node) -> bool:
@@ -256,20 +330,12 @@ def _is_private(trace: Trace, norm: fx.Node) -> bool:
     if x is None or len(x.users) != 1 or x.op != "call_module":
         return False
     producer = trace.modules[str(x.target)]
-    return type(producer).__module__ in FRESH or type(producer) is nn.Linear
+    is_fresh = type(producer).__module__ in FRESH or type(producer) is nn.Linear
+    return is_fresh and is_bare(producer)
 
 
 def _is_pure(trace: Trace, node: fx.Node) -> bool:
     """Whether a node surely changes no tensor that it is given."""
-    if node.op == "call_module":
-        return all(
-            type(part).__module__.startswith(("torch.nn.modules.", "livella.nn."))
-            and not getattr(part, "inplace", False)
-            for part in trace.modules[str(node.target)].modules()
-        )
     if type(node.target).__module__ == "torch._ops":
         return False  # an operator by its own name may change anything
-    name = getattr(node.target, "__name__", str(node.target))
-    in_place = name.endswith("_") or (name.startswith("i") and name[1:] in dir(operator))
-    flags = [value is True for value in (*node.args, *node.kwargs.values())]
-    return not (in_place or any(flags) or "out" in node.kwargs)
+    return not _is_in_place(trace, node)

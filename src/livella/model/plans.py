@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -28,23 +28,42 @@ class Plan(NamedTuple):
 
     run: Callable[..., Any] | None
     fusions: tuple[Fusion, ...]
+    names: tuple[tuple[Mapping[str, Any], str, Any], ...]
+    """In which namespace, which name, and the very value it must have."""
     attributes: tuple[tuple[Any, str, Any], ...]
     """Whose attribute, its name, and the very value it must have."""
-    children: tuple[tuple[nn.Module, dict[str, nn.Module | None]], ...]
-    """Whose children, and those it must have."""
+    members: tuple[tuple[nn.Module, str, Any], ...]
+    """Which module, the name, and what its class must have for it, and it itself not."""
+    tensors: tuple[tuple[nn.Module, str, str], ...]
+    """Which module, parameter or buffer, and its name: it must be one."""
+    children: tuple[tuple[nn.Module, dict[str, nn.Module | None], list[str]], ...]
+    """Whose children, those it must have, and in which order."""
     merged: tuple[tuple[nn.Module, type[nn.Module]], ...]
     """Norms, activations and opened children: they must be of their class and without hooks."""
 
     def holds(self) -> bool:
         """Whether all that it rests on is still so. This runs at every call: it must be quick."""
-        for module, children in self.children:
-            if module._modules != children:
+        for module, children, order in self.children:
+            if module._modules != children or list(module._modules) != order:
                 return False
         for owner, name, value in self.attributes:
             if getattr(owner, name, self) is not value:
                 return False
         for module, kind in self.merged:
             if type(module) is not kind or not is_bare(module):
+                return False
+        return self._code_holds()
+
+    def _code_holds(self) -> bool:
+        """Whether names still mean what they did, and tensors are there."""
+        for namespace, name, value in self.names:
+            if namespace.get(name) is not value:
+                return False
+        for module, name, value in self.members:
+            if name in module.__dict__ or getattr(type(module), name, self) is not value:
+                return False
+        for module, kind, name in self.tensors:
+            if getattr(module, kind).get(name) is None:
                 return False
         return True
 
@@ -93,12 +112,18 @@ class Plans:
         plan = Plan(
             run,
             tuple(fusions) if run else (),
-            (
-                (self.original, "forward", forward),
-                *dict.fromkeys(trace.attributes),
-                *_settings(trace, fusions),
+            _once(trace.outside.names),
+            _once(
+                [
+                    (self.original, "forward", forward),
+                    *trace.attributes,
+                    *trace.outside.attributes,
+                    *_settings(trace, fusions),
+                ]
             ),
-            tuple(trace.children.items()),
+            _once(trace.members),
+            _once(trace.tensors),
+            tuple((module, own, list(own)) for module, own in trace.children.items()),
             _merged(trace, fusions),
         )
         self.by_form[form] = (*self.by_form.get(form, ()), plan)
@@ -114,6 +139,11 @@ class Plans:
         if any(whose is owner and name == "training" for whose, name, _ in plans[0].attributes):
             plans.append(self.make(form, not owner.training))
         return any(plan.run for plan in plans)
+
+
+def _once(facts: list[tuple[Any, str, Any]]) -> tuple[tuple[Any, str, Any], ...]:
+    """Drop what stands there already, by identity: a namespace or a value may have no hash."""
+    return tuple({(id(owner), *map(id, rest)): (owner, *rest) for owner, *rest in facts}.values())
 
 
 def _default_form(forward: Callable[..., Any]) -> Form | None:
@@ -134,7 +164,8 @@ def _opened_for_nothing(trace: Trace, fusions: list[Fusion]) -> set[nn.Module]:
 
 
 def _merged(trace: Trace, fusions: list[Fusion]) -> tuple[tuple[nn.Module, type[nn.Module]], ...]:
-    paths = [path for fusion in fusions for path in (fusion.norm, fusion.bypassed) if path]
+    named = [(fusion.norm, fusion.bypassed, *fusion.near) for fusion in fusions]
+    paths = [path for paths in named for path in paths if path]
     modules = dict.fromkeys([*trace.opened, *(trace.modules[path] for path in paths)])
     return tuple((module, type(module)) for module in modules)
 

@@ -11,19 +11,17 @@ import operator
 from abc import ABCMeta
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from functools import lru_cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, GraphAppendingTracer
 from torch.overrides import is_tensor_method_or_property
 from torch.utils._pytree import tree_leaves
 
 from livella.model.sites import is_batch_norm
-from livella.model.straight import Refused, is_lasting
+from livella.model.straight import CONSTANTS, Refused, is_fixed
 
 if TYPE_CHECKING:
     from livella.model.trace import Trace
@@ -66,6 +64,16 @@ class _Property(Attribute, _Value):
     """An attribute of a value, or its method, which is only known when it is called."""
 
 
+def _refuse_to_tell(*_: Any) -> Any:
+    raise Refused("asks for more of a computed value than a trace can tell")
+
+
+_TELLING = ("hash", "str", "repr", "format", "reduce", "reduce_ex", "getstate", "sizeof", "dir")
+for _name in (*_TELLING, "copy", "deepcopy"):
+    # What `object` and fx answer is not what the value would: no key of it is found anywhere.
+    setattr(_Value, f"__{_name}__", _refuse_to_tell)
+
+
 _PROPERTIES = ("shape", "dtype", "device", "layout", "ndim", "T", "mT", "H", "mH", "real", "imag")
 """Those that every tensor has; `grad` and its like may be None."""
 
@@ -99,12 +107,15 @@ class Tracer(GraphAppendingTracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
-        if a is None or a is ... or type(a) in (*_CONSTANTS, tuple, list, dict, slice, range):
+        if a is None or a is ... or type(a) in (*CONSTANTS, tuple, list, dict, slice, range):
             return super().create_arg(a)
         raise Refused(f"computes with a {type(a).__name__} that a graph cannot hold")
 
 
 # The module and its children
+
+
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -123,19 +134,14 @@ class _Seen:
             raise Refused(f"reads {name} of the unusual class {type(self.module).__name__}")
         own = vars(self.module)
         if name == "_modules":
-            return {child: self._child(child) for child in own["_modules"]}
-        if name in own["_modules"]:
-            return self._child(name)
-        for tensors in (own["_parameters"], own["_buffers"]):
-            if tensors.get(name) is not None:
-                return self.tracer.tensor("get_attr", self._path(name))
-            if name in tensors:
-                return self._note(name, None)
+            return {child: self._child(child) for child in self._children()}
         if name == "training" and not self.path:
             return self._note(name, self.trace.training)
-        if name in own:
+        found = inspect.getattr_static(type(self.module), name, _MISSING)
+        if name in own and not isinstance(found, property):
             return self._note(name, own[name])
-        return self._of_class(shadow, name)
+        # What a class has goes before children and tensors: modules find those last of all.
+        return self._held(name) if found is _MISSING else self._of_class(shadow, name, found)
 
     def call(self, shadow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.path:
@@ -146,22 +152,43 @@ class _Seen:
             return original_class(self.module).forward(shadow, *args)
         return self.tracer.create_proxy("call_module", self.path, args, kwargs)
 
+    def _held(self, name: str) -> Any:
+        own = vars(self.module)
+        if name in own["_modules"]:
+            return self._child(name)
+        for kind in ("_parameters", "_buffers"):
+            if name in own[kind]:
+                return self._tensor(kind, name)
+        # Not an AttributeError: `getattr` would give its default, also when there is one later.
+        raise Refused(f"reads {name}, which it does not have")
+
+    def _tensor(self, kind: str, name: str) -> Any:
+        if vars(self.module)[kind][name] is None:
+            return self._note(name, None)
+        self.trace.tensors.append((self.module, kind, name))
+        return self.tracer.tensor("get_attr", self._path(name))
+
+    def _children(self) -> dict[str, nn.Module | None]:
+        """Give all children, and note that there are these and no others."""
+        return self.trace.children.setdefault(self.module, dict(self.module._modules))
+
     def _child(self, name: str) -> nn.Module | None:
-        child = self.trace.children.setdefault(self.module, dict(self.module._modules))[name]
+        child = self._children()[name]
         if child is None:
             return None
         return shadow_of(child, self._path(name), self.trace, self.tracer)
 
-    def _of_class(self, shadow: nn.Module, name: str) -> Any:
-        found = inspect.getattr_static(type(self.module), name, None)
-        value = object.__getattribute__(shadow, name)
+    def _of_class(self, shadow: nn.Module, name: str, found: Any) -> Any:
         if isinstance(found, FunctionType | property | classmethod | staticmethod):
-            return value
-        return self._note(name, value)
+            self.trace.members.append((self.module, name, getattr(type(self.module), name)))
+            self.trace.outside.meet(found)
+            return object.__getattribute__(shadow, name)
+        return self._note(name, object.__getattribute__(shadow, name))
 
     def _note(self, name: str, value: Any) -> Any:
-        if not (is_constant(value) or is_lasting(value)):
+        if not is_fixed(value):
             raise Refused(f"reads {name}, a {type(value).__name__}, which may change unnoticed")
+        self.trace.outside.meet(value)
         self.trace.attributes.append((self.module, name, value))
         return value
 
@@ -200,6 +227,8 @@ def _shadow_class(kind: Any) -> Any:
             "__getattribute__": lambda self, name: _seen(self).read(self, name),
             "__setattr__": _refuse_to_store,
             "__delattr__": _refuse_to_store,
+            "__eq__": _refuse_to_compare,
+            "__hash__": _refuse_to_compare,
             "__call__": lambda self, *args, **kwargs: _seen(self).call(self, args, kwargs),
             "__module__": kind.__module__,
             "__qualname__": kind.__qualname__,
@@ -216,7 +245,11 @@ def _refuse_to_store(_: nn.Module, name: str, *__: Any) -> None:
     raise Refused(f"changes its attribute {name}")
 
 
-# What is asked of modules and of their attributes
+def _refuse_to_compare(*_: Any) -> Any:
+    raise Refused("compares a module, or looks it up")  # each reading makes another shadow
+
+
+# What is asked of modules
 
 
 def is_bare(module: nn.Module) -> bool:
@@ -251,24 +284,3 @@ def is_ordinary(kind: type) -> bool:
     return type(kind) in (type, ABCMeta) and not any(
         name in vars(base) for base in own for name in special
     )
-
-
-def is_constant(value: Any) -> bool:
-    """Whether it is a plain value that cannot change in itself."""
-    if type(value) in (tuple, frozenset, torch.Size):
-        return all(map(is_constant, value))
-    return value is None or value is ... or isinstance(value, Enum) or type(value) in _CONSTANTS
-
-
-_CONSTANTS = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-)

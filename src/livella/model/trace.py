@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from livella.model.standins import Tracer, is_constant, shadow_of
-from livella.model.straight import Refused, is_lasting, watch
+from livella.model.standins import Tracer, shadow_of
+from livella.model.straight import Outside, Refused, watch
 
 TENSOR = "tensor"
 Kind = Any
@@ -42,6 +42,11 @@ class Trace:
     """The children that were met, by their paths."""
     attributes: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
     """Plain attributes read: whose, which, and the value."""
+    members: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
+    """Methods and properties read: whose, which, and what its class has for it."""
+    tensors: list[tuple[nn.Module, str, str]] = field(default_factory=list)
+    """Parameters and buffers read: whose, which of the two, and its name."""
+    outside: Outside = field(default_factory=Outside)
     children: dict[nn.Module, dict[str, nn.Module | None]] = field(default_factory=dict)
     """All children of each module of which a child was read."""
     opened: dict[nn.Module, None] = field(default_factory=dict)
@@ -63,11 +68,11 @@ def follow(
     trace = Trace(root, training, closed=closed)
     tracer = Tracer(trace.graph)
     try:
-        _check_defaults(forward)
         positional, named = _build(form, tracer)
         given = _lists(positional, named)
         with _NoComputation():  # type: ignore[no-untyped-call]
-            result = watch(forward, shadow_of(root, "", trace, tracer), *positional, **named)
+            shadow = shadow_of(root, "", trace, tracer)
+            result = watch(trace.outside, forward, shadow, *positional, **named)
         if given != _lists(positional, named):
             raise Refused("changes a list it was given")
         trace.graph.output(tracer.create_arg(result))
@@ -91,12 +96,6 @@ def _build(form: Form, tracer: Tracer) -> tuple[list[Any], dict[str, Any]]:
     return [build(kind) for kind in form.positional], {
         name: build(kind) for name, kind in form.named
     }
-
-
-def _check_defaults(forward: Any) -> None:
-    for value in (*(forward.__defaults__ or ()), *(forward.__kwdefaults__ or {}).values()):
-        if not (is_constant(value) or is_lasting(value)):
-            raise Refused(f"has a {type(value).__name__} as a default, which may change")
 
 
 def _placeholders(tracer: Tracer) -> Iterator[fx.Proxy]:
