@@ -33,15 +33,15 @@ def accelerate(model: Model) -> Model:
     following that forward proves that nothing else reads the value between. `print(model)` shows
     them as "(fused)"; what stands in the way elsewhere is logged to "livella" at debug level.
 
-    Results stay the same up to rounding, also after the model is changed: hooks, another activation,
-    another layer, another setting or a function defined again make a module run as it is written,
-    until it is proved anew. A forward is proved for each form of its arguments (which are tensors,
+    Results stay the same up to rounding, also after the model is changed: hooks, another layer,
+    another setting or a function defined again make a module run as it is written, until it is
+    proved anew. A forward is proved for each form of its arguments (which are tensors,
     lists of them, plain values) and each mode, when it is first met. Code of torch itself is taken
     to stay as it is.
 
     Under `torch.compile` and `torch.export` modules run fused in the forms met before, under
-    `torch.jit.trace` as written; `torch.jit.script` and `torch.fx.symbolic_trace` refuse the layers.
-    `isinstance` answers as before; `type(layer) is torch.nn.BatchNorm2d` does not.
+    `torch.jit.trace` as written; `torch.jit.script` and `torch.fx.symbolic_trace` refuse the
+    layers. `isinstance` answers as before; `type(layer) is torch.nn.BatchNorm2d` does not.
 
     Args:
         model: any module; a batch norm itself too. Not a scripted one.
