@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812  the usual name
 from torch import nn
 
 import livella.nn
-from tests.model.small import Net, accelerated, assert_same, net
+from tests.model.small import Net, accelerated, assert_same, inputs, net
 from tests.model.zoo import shown_as_fused
 
 # Patterns, and their limits
@@ -258,6 +258,18 @@ def test_what_is_not_fused(forward, parts):
     assert shown_as_fused(fast) == {}
     with torch.no_grad():  # some change in place what a backward pass would need
         assert_same(plain, fast)
+
+
+def takes_a_list(self, tensors):
+    return self.act(self.bn(self.conv(torch.cat(tensors, 0))))
+
+
+def test_a_sole_argument_may_be_a_list():
+    plain = net(takes_a_list)
+    fast = accelerated(plain)
+    assert shown_as_fused(fast) == {"": "bn + relu"}
+    for number in (2, 1, 3):
+        assert_same(plain, fast, inputs(*[(4, 3, 5, 5)] * number))
 
 
 def changes_the_sum_later(self, x):

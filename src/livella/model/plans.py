@@ -130,10 +130,18 @@ class Plans:
         return plan
 
     def make_default(self) -> bool:
-        """Plan for both modes, with a tensor for each required argument; say if it fuses any."""
+        """Plan for both modes, with a tensor for each required argument; say if it fuses any.
+
+        If not, a sole argument may be meant to be a list of them, as in a DenseNet.
+        """
         form = _default_form(self.original.forward)
         if form is None:
             return False
+        if self._make_for_both_modes(form):
+            return True
+        return form == Form((TENSOR,)) and self._make_for_both_modes(Form(((list, 2),)))
+
+    def _make_for_both_modes(self, form: Form) -> bool:
         owner = self.owner
         plans = [self.make(form, owner.training)]
         if any(whose is owner and name == "training" for whose, name, _ in plans[0].attributes):
