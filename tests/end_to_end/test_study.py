@@ -26,9 +26,18 @@ class Process:
     def __init__(self, *words, folder):
         self._streams = [(folder / name).open("w+") for name in ("stdout.txt", "stderr.txt")]
         out, err = self._streams
-        self.process = subprocess.Popen(
-            [LIVELLA, "study", *words], cwd=folder, stdout=out, stderr=err, start_new_session=True
-        )
+        # As from a terminal: what a shell starts in the background ignores Ctrl-C, its heirs too.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self.process = subprocess.Popen(
+                [LIVELLA, "study", *words],
+                cwd=folder,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def __enter__(self):
         return self
