@@ -20,8 +20,9 @@ from torch.fx.proxy import Attribute, GraphAppendingTracer
 from torch.overrides import is_tensor_method_or_property
 from torch.utils._pytree import tree_leaves
 
+from livella.model.lasting import CONSTANTS, is_fixed
 from livella.model.sites import is_batch_norm
-from livella.model.straight import CONSTANTS, Refused, is_fixed
+from livella.model.straight import Refused
 
 if TYPE_CHECKING:
     from livella.model.trace import Trace

@@ -2,33 +2,24 @@
 
 A trace records operations on tensors and nothing else. Python that also enters contexts, catches
 exceptions, reads globals that may change, or asks in which mode torch is would be lost in it or
-frozen in it. Such functions are refused here by their bytecode, before they run.
+frozen in it. Such functions are refused here before they run: by their `bytecode`, by what they are
+called with, and for what they read that is not `lasting`.
 """
 
 from __future__ import annotations
 
 import builtins
-import dis
 import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
-from functools import lru_cache, partial
-from types import (
-    BuiltinFunctionType,
-    CodeType,
-    FrameType,
-    FunctionType,
-    GenericAlias,
-    MethodType,
-    ModuleType,
-    UnionType,
-)
-from typing import Any, NamedTuple
+from functools import partial
+from types import CodeType, FrameType, FunctionType, MethodType
+from typing import Any
 
-import torch
+from livella.model.bytecode import look_at
+from livella.model.lasting import TRUSTED, is_ambient, is_fixed, is_lasting, is_open, package_of
 
 # fmt: off
 BUILTINS = frozenset({
@@ -40,35 +31,6 @@ BUILTINS = frozenset({
 })
 """Built-in names a followed function may use: their answers depend on their arguments alone. Not
 `type`, `hasattr` or `callable`, to which a stand-in gives another answer than a tensor."""
-
-AMBIENT = frozenset({
-    "_C", "are_deterministic_algorithms_enabled", "backends", "current_accelerator",
-    "current_device", "current_stream", "default_rng", "get_autocast_cpu_dtype",
-    "get_autocast_dtype", "get_autocast_gpu_dtype", "get_default_device", "get_default_dtype",
-    "get_deterministic_debug_mode", "get_float32_matmul_precision", "get_memory_info",
-    "get_num_interop_threads", "get_num_threads", "get_rank", "get_rng_state", "get_worker_info",
-    "get_world_size", "getpid", "initial_seed", "is_anomaly_check_nan_enabled",
-    "is_anomaly_enabled", "is_autocast_cache_enabled", "is_autocast_cpu_enabled",
-    "is_autocast_enabled", "is_compiling", "is_current_stream_capturing",
-    "is_deterministic_algorithms_warn_only_enabled", "is_dynamo_compiling", "is_exporting",
-    "is_fx_symbolic_tracing", "is_fx_tracing", "is_grad_enabled", "is_in_onnx_export",
-    "is_inference_mode_enabled", "is_initialized", "is_multithreading_enabled",
-    "is_view_replay_enabled", "is_warn_always_enabled", "manual_seed", "memory_allocated",
-    "memory_reserved", "memory_stats", "monotonic", "monotonic_ns", "perf_counter",
-    "perf_counter_ns", "process_time", "process_time_ns", "seed", "set_anomaly_enabled",
-    "set_autocast_cache_enabled", "set_autocast_dtype", "set_autocast_enabled",
-    "set_default_device", "set_default_dtype", "set_deterministic_debug_mode", "set_device",
-    "set_float32_matmul_precision", "set_flush_denormal", "set_grad_enabled", "set_num_threads",
-    "set_printoptions", "set_rng_state", "set_stream", "set_warn_always", "time", "time_ns",
-    "urandom", "use_deterministic_algorithms",
-})
-"""Names that read or change the surroundings of a call. The random generators of Python and NumPy
-need no mention: their functions are bound to an object from outside, which may change."""
-
-TRUSTED = frozenset({
-    "collections", "functools", "itertools", "livella", "math", "operator", "torch", "typing",
-})
-"""Packages whose code is not looked into, and whose constants stay."""
 # fmt: on
 
 CHANGING = (
@@ -81,36 +43,6 @@ CHANGING = (
     "torch.utils.checkpoint",
 )
 """Rooms of torch that change how operations run; a trace would not show it."""
-
-UNTOLD = {
-    frozenset({"PUSH_EXC_INFO", "SETUP_FINALLY", "SETUP_WITH", "SETUP_ASYNC_WITH"}): (
-        "enters a context or catches exceptions"
-    ),
-    frozenset({"DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_GLOBAL"}): (
-        "stores where others can see it"
-    ),
-    frozenset({"IMPORT_NAME"}): "imports",
-    frozenset({"MATCH_CLASS", "MATCH_KEYS", "MATCH_MAPPING", "MATCH_SEQUENCE"}): (
-        "matches patterns, which no stand-in does"
-    ),
-}
-"""Steps of bytecode that a trace does not tell of, and what they do."""
-
-OPEN = frozenset({"__class__", "__dict__"})
-"""Attributes that lead to state past whoever notes what is read. `super()` needs no name."""
-
-CONSTANTS = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-)
 
 
 class Refused(Exception):  # noqa: N818  no error: the model then runs as written
@@ -184,7 +116,7 @@ class _Watch:
             return
         if _serves_the_trusted(frame):
             return
-        facts = _look_at(frame.f_code)
+        facts = look_at(frame.f_code)
         yield from facts.refusals
         for chain in facts.chains:
             yield from self._refuse_chain(chain, frame)
@@ -247,7 +179,7 @@ class _Watch:
 
     def _refuse_attributes(self, name: str, value: Any, attributes: list[str]) -> Iterator[str]:
         for attribute in attributes:
-            if not is_lasting(value) or _package_of(value) in TRUSTED:
+            if not is_lasting(value) or package_of(value) in TRUSTED:
                 return
             owner, value = value, getattr(value, attribute, None)
             name = f"{name}.{attribute}"
@@ -293,121 +225,3 @@ def _is_importing(frame: FrameType) -> bool:
             return True
         above = above.f_back
     return False
-
-
-def is_fixed(value: Any) -> bool:
-    """Whether neither it nor anything that can be reached by it changes."""
-    return is_constant(value) or (
-        is_lasting(value) and not is_open(value) and not is_ambient(value)
-    )
-
-
-def is_constant(value: Any) -> bool:
-    """Whether it is a plain value that cannot change in itself."""
-    if type(value) in (tuple, frozenset, torch.Size):
-        return all(map(is_constant, value))
-    return value is None or value is ... or isinstance(value, Enum) or type(value) in CONSTANTS
-
-
-def is_lasting(value: Any) -> bool:
-    """Whether it is code: a function, a class or a package, which nobody changes."""
-    kind = type(value)  # a stand-in would not say of which class it is
-    if issubclass(kind, BuiltinFunctionType | MethodType):
-        return isinstance(value.__self__, ModuleType | type | None)
-    if issubclass(kind, partial):
-        return is_lasting(value.func) and not (value.args or value.keywords)
-    return kind.__module__ == "typing" or issubclass(
-        kind, type | FunctionType | ModuleType | GenericAlias | UnionType | Enum
-    )
-
-
-def is_open(value: Any) -> bool:
-    """Whether it is a class or a package whose attributes may change: one that is not trusted."""
-    is_namespace = issubclass(type(value), type | ModuleType)
-    return is_namespace and _package_of(value) not in TRUSTED | {"builtins"}
-
-
-def is_ambient(value: Any) -> bool:
-    """Whether it is called, under whatever name, like what tells or changes the surroundings."""
-    named = issubclass(type(value), ModuleType | FunctionType | BuiltinFunctionType | MethodType)
-    return named and not AMBIENT.isdisjoint(value.__name__.split("."))
-
-
-def _package_of(value: Any) -> str:
-    name = getattr(value, "__name__" if isinstance(value, ModuleType) else "__module__", "")
-    return str(name).partition(".")[0]
-
-
-class _Facts(NamedTuple):
-    refusals: tuple[str, ...]
-    chains: tuple[tuple[str, ...], ...]
-    """Names of outer variables read, each with the attributes read from it."""
-    inner: tuple[CodeType, ...]
-
-
-@lru_cache(maxsize=1024)
-def _look_at(code: CodeType) -> _Facts:
-    steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "NOP")]
-    return _Facts(
-        tuple(_refusals(code, steps)),
-        tuple(dict.fromkeys(_chains(steps))),
-        tuple(constant for constant in code.co_consts if isinstance(constant, CodeType)),
-    )
-
-
-def _refusals(code: CodeType, steps: list[dis.Instruction]) -> Iterator[str]:
-    names = {step.opname for step in steps}
-    yield from (reason for codes, reason in UNTOLD.items() if names & codes)
-    for name in sorted(OPEN.intersection((*code.co_names, *code.co_consts))):
-        yield f"reads {name}, past whoever would notice a change"
-    for name in sorted(AMBIENT.intersection(code.co_names)):
-        yield f"asks for or changes the surroundings: {name}"
-    assigned: set[str] = set()
-    for index, step in enumerate(steps):
-        tested = _tested(steps, index)
-        if tested is not None and not _is_known(tested, assigned):
-            yield "asks whether a computed value is None or another object"
-        assigned.update(_locals(step, "STORE"))
-
-
-def _chains(steps: list[dis.Instruction]) -> Iterator[tuple[str, ...]]:
-    chain: tuple[str, ...] = ()
-    for step in steps:
-        if step.opname in ("LOAD_GLOBAL", "LOAD_DEREF"):
-            if chain:
-                yield chain
-            chain = (step.argval,)
-        elif chain and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            chain = (*chain, step.argval)
-        elif chain:
-            yield chain
-            chain = ()
-    if chain:
-        yield chain
-
-
-def _tested(steps: list[dis.Instruction], index: int) -> dis.Instruction | None:
-    """Give what pushed the value that this step compares by identity, if it does."""
-    step = steps[index]
-    if step.opname.endswith(("IF_NONE", "IF_NOT_NONE")):
-        return steps[index - 1]
-    if step.opname == "IS_OP":
-        return steps[index - 2 if steps[index - 1].opname == "LOAD_CONST" else index]
-    return None
-
-
-def _is_known(pushed: dis.Instruction, assigned: set[str]) -> bool:
-    """Whether it is an argument as given, or an attribute; nothing computed on the way."""
-    arguments = _locals(pushed, "LOAD")
-    if arguments:
-        return arguments[-1] not in assigned
-    return pushed.opname == "LOAD_ATTR"
-
-
-def _locals(step: dis.Instruction, kind: str) -> list[str]:
-    """Name the local variables that a step loads or stores; some steps do two at once."""
-    if "_FAST" not in step.opname:
-        return []
-    kinds = [word for word in step.opname.split("_") if word in ("LOAD", "STORE")]
-    names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
-    return [name for word, name in zip(kinds, names, strict=False) if word == kind]
