@@ -71,7 +71,8 @@ def test_merge_keeps_what_lies_between_the_parts(far):
 def test_merge_accepts_a_count_per_channel():
     few = Moments(torch.tensor([0, 1]), torch.tensor([0.0, 4.0]), torch.tensor([0.0, 0.0]))
     more = Moments(2, torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0]))
-    expected = Moments(torch.tensor([2, 3]), torch.tensor([1.0, 2.0]), torch.tensor([2.0, 8.0]))
+    means, m2s = torch.tensor([[1.0, 2.0], [2.0, 8.0]], dtype=torch.float64)
+    expected = Moments(torch.tensor([2, 3]), means, m2s)
     assert_same(few.merge(more), expected)
     assert_same(more.merge(few), expected)
 

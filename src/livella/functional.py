@@ -108,6 +108,22 @@ def batch_norm(
     return _torch(call) if _left_to_torch(call, compiling) else _reference(call)
 
 
+def row_moments(x: Tensor) -> Tensor:
+    """Give mean and Σ(x − mean)² of each row of a matrix (R, L): shape (2, R), float64.
+
+    By the kernels where they take it, else in float64 (float32 on devices without it). Not
+    differentiable.
+    """
+    x = x.detach()
+    dense = x.is_cpu and x.dtype in KERNEL_DTYPES and x.numel() > 0
+    if native.loaded and dense and type(x) in _STRIDED and not torch.compiler.is_compiling():
+        found: Tensor = torch.ops.livella.row_moments.default(x.contiguous())
+        return found
+    values = x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+    mean = values.mean(1, keepdim=True)
+    return torch.stack([mean[:, 0], (values - mean).square().sum(1)])
+
+
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

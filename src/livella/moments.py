@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing import TYPE_CHECKING, Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.modules.batchnorm import _NormBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +67,135 @@ class Moments:
         # An infinite value makes the mean infinite and its slip NaN: the mean stays infinite.
         return cls(count, mean + correction.nan_to_num(nan=0.0), m2.clamp(min=0))
 
+    @classmethod
+    def empty(cls, num_features: int, device: torch.device | str | None = None) -> Moments:
+        """Give the moments of nothing yet, for C channels: what `merge` starts from."""
+        zeros = torch.zeros(num_features, dtype=torch.float32, device=device)
+        return cls(0, zeros, zeros)._wide()
+
     def merge(self, other: Moments) -> Moments:
         """Give the moments of both parts taken together; an empty part changes nothing.
 
         With δ = μ_b − μ_a and n = n_a + n_b: μ = μ_a + δ·n_b/n and
-        M₂ = M₂_a + M₂_b + δ²·n_a·n_b/n (Chan, Golub & LeVeque 1983, the pairwise algorithm).
+        M₂ = M₂_a + M₂_b + δ²·n_a·n_b/n (Chan, Golub & LeVeque 1983, the pairwise algorithm), in
+        float64 (float32 on devices without it), so that neither order nor grouping matters.
+
+        Raises:
+            ValueError: the two have different numbers of channels.
+
         """
-        count = self.count + other.count
-        delta = other.mean - self.mean
-        shift = delta * other.count / at_least(1, count)
-        return Moments(count, self.mean + shift, self.m2 + other.m2 + delta * shift * self.count)
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(
+                f"Moments.merge: expected moments of {tuple(self.mean.shape)} channels, "
+                f"got {tuple(other.mean.shape)}; merge parts of the same layer's data"
+            )
+        a, b = self._wide(), other._wide()
+        count = a.count + b.count
+        delta = b.mean - a.mean
+        shift = delta * b.count / at_least(1, count)
+        return Moments(count, a.mean + shift, a.m2 + b.m2 + delta * shift * a.count)
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> Moments:
+        """Merge the moments of all processes of the group, in the order of their ranks.
+
+        Counts may differ, and be zero: a process without data gives `Moments.empty`. One
+        collective; every process gets the same numbers, bit for bit. Without
+        `torch.distributed`, or in a group of one, these moments themselves.
+
+        Args:
+            group: the processes. Default: all.
+
+        """
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+            return self
+        packed = self.packed()
+        parts = [torch.empty_like(packed) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, packed, group=group)
+        whole = Moments.empty(len(self.mean), self.mean.device)
+        for part in parts:
+            whole = whole.merge(Moments.unpacked(part))
+        return whole
+
+    def packed(self) -> Tensor:
+        """Give count, mean and M₂ as one tensor of shape (3, C), to send it."""
+        wide = self._wide()
+        return torch.stack([torch.zeros_like(wide.mean) + wide.count, wide.mean, wide.m2])
+
+    @classmethod
+    def unpacked(cls, packed: Tensor) -> Moments:
+        """Give the moments that `packed` holds."""
+        return cls(packed[0], packed[1], packed[2])
+
+    def blend(self, other: Moments, share: float) -> Moments:
+        """Give moments between these and others: mean and biased variance are interpolated.
+
+        μ = (1 − share)·μ_a + share·μ_b and σ² likewise; the mean's own change makes no variance,
+        unlike in `merge`. So are the statistics of the training data drawn towards those of the
+        data met in use (Schneider et al. 2020, "Improving robustness against common corruptions by
+        covariate shift adaptation", section 2). The count is that of both.
+
+        Args:
+            other: the moments to move towards; not empty, nor are these.
+            share: from 0, these, to 1, the others.
+
+        Raises:
+            ValueError: the share is not between 0 and 1.
+
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"Moments.blend: expected a share between 0 and 1, got {share}")
+        a, b = self._wide(), other._wide()
+        count = a.count + b.count
+        variances = (each.variance(unbiased=False) for each in (a, b))
+        return Moments(count, a.mean.lerp(b.mean, share), torch.lerp(*variances, share) * count)
+
+    @classmethod
+    def of_layer(cls, layer: _NormBase, count: int) -> Moments:
+        """Give the running averages of a batch norm as the moments of `count` values.
+
+        Its `running_var` is read as the unbiased variance M₂/(count − 1), as PyTorch stores it.
+
+        Raises:
+            ValueError: the layer keeps no running averages, or the count is below two.
+
+        """
+        mean, var = _averages(layer)
+        if count < 2:
+            raise ValueError(
+                f"Moments.of_layer: expected a count of two or more, got {count}; "
+                "say how many values stand behind the averages"
+            )
+        found = cls(count, mean.detach().clone(), var.detach().clone())._wide()
+        return cls(count, found.mean, found.m2 * (count - 1))
+
+    @torch.no_grad()
+    def store_in(self, layer: _NormBase) -> None:
+        """Write mean and unbiased variance into the running averages of a batch norm, in place.
+
+        Raises:
+            ValueError: the layer keeps no running averages, has another number of channels, or
+                the variance is undefined or not finite; the layer is then as it was.
+
+        """
+        mean, var = _averages(layer)
+        variance = self.variance(unbiased=True)
+        if self.mean.shape != mean.shape:
+            raise ValueError(
+                f"Moments.store_in: expected a layer of {tuple(self.mean.shape)} channels, "
+                f"got {tuple(mean.shape)}"
+            )
+        if not (self.mean.isfinite().all() and variance.isfinite().all()):
+            raise ValueError(
+                "Moments.store_in: expected finite moments of two values or more a channel; "
+                "look for NaN or infinity in the data, or measure more of them"
+            )
+        mean.copy_(self.mean)
+        var.copy_(variance)
+
+    def _wide(self) -> Moments:
+        """In float64, where the device has it."""
+        dtype = torch.float32 if self.mean.device.type == "mps" else torch.float64
+        return Moments(self.count, self.mean.to(dtype), self.m2.to(dtype))
 
     def variance(self, *, unbiased: bool) -> Tensor:
         """Give the variance per channel, in the squared unit of the data.
@@ -124,6 +249,15 @@ def only(valid: Tensor | None, x: Tensor) -> Tensor:
 def at_least(least: int, count: int | Tensor) -> int | Tensor:
     """Bound a count from below; by one, to divide by: nothing divided by one is still nothing."""
     return count.clamp(min=least) if isinstance(count, Tensor) else max(count, least)
+
+
+def _averages(layer: Any) -> tuple[Tensor, Tensor]:
+    if layer.running_mean is None or layer.running_var is None:
+        raise ValueError(
+            f"expected a layer with running averages, got {layer}; "
+            "build it with track_running_stats=True"
+        )
+    return layer.running_mean, layer.running_var
 
 
 def _without(shape: torch.Size, channel_dim: int) -> list[int]:

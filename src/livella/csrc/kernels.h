@@ -63,6 +63,15 @@ struct Backward {
   Threads threads;
 };
 
+// The moments of each row of a matrix: what the samples contribute, one by one.
+struct RowMoments {
+  Type type;
+  const void* x;
+  int64_t rows, length;
+  double *mean, *m2;
+  Threads threads;
+};
+
 // Bytes written without reading them first: what memory allows, to measure the others against.
 struct Stream {
   const float *a, *b;  // b may be null: a copy
@@ -75,6 +84,7 @@ struct Kernels {
   const char* name;
   void (*forward)(const Forward&);
   void (*backward)(const Backward&);
+  void (*row_moments)(const RowMoments&);
   void (*stream)(const Stream&);
 };
 

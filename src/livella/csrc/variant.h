@@ -3,6 +3,7 @@
 
 #include "channels_first.h"
 #include "channels_last.h"
+#include "row_moments.h"
 #include "short_rows.h"
 #include "streams.h"
 
@@ -100,6 +101,12 @@ inline void backward(const Backward& job) {
   });
 }
 
+inline void row_moments(const RowMoments& job) {
+  with_type(job.type, [&](auto element) {
+    channels_first::row_moments<typename decltype(element)::type>(job);
+  });
+}
+
 }  // namespace LIVELLA_ISA
 
 #define LIVELLA_NAME_(isa) #isa
@@ -109,6 +116,7 @@ inline void backward(const Backward& job) {
 
 extern const Kernels LIVELLA_TABLE_(LIVELLA_ISA);
 const Kernels LIVELLA_TABLE_(LIVELLA_ISA) = {LIVELLA_NAME(LIVELLA_ISA), LIVELLA_ISA::forward,
-                                             LIVELLA_ISA::backward, LIVELLA_ISA::stream};
+                                             LIVELLA_ISA::backward, LIVELLA_ISA::row_moments,
+                                             LIVELLA_ISA::stream};
 
 }  // namespace livella

@@ -1,0 +1,146 @@
+"""From what a loader yields to a call of the model: tensors, tuples, dicts, dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LABELS = ("label", "labels", "target", "targets", "y", "class_labels")
+"""Names under which a batch carries what is to be learnt; never given to the model."""
+
+Forward = Callable[[nn.Module, Any], object]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Give the model inside `DistributedDataParallel` or `torch.compile`.
+
+    The one would exchange buffers at each call, the other has a graph that knows no hooks.
+    """
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def feed(model: nn.Module, batch: Any) -> object:
+    """Call the model on a batch without its labels.
+
+    A tensor is the one argument. Of a tuple or list the first items are, as many as the model's
+    forward requires; labels stand behind them. A dict or a dataclass gives the arguments by name,
+    those that forward knows and that are no labels, or is itself the one argument where the names
+    do not fit.
+
+    Raises:
+        TypeError: the batch is something else, or has too few items.
+
+    """
+    batch = to_device(batch, device_of(model))
+    if isinstance(batch, Tensor):
+        return model(batch)
+    if isinstance(batch, tuple | list):
+        required = max(1, len(_required(model)))
+        if len(batch) < required:
+            raise _unusable(model, batch)
+        return model(*batch[:required]) if required > 1 else feed(model, batch[0])
+    named = _fields(batch)
+    if named is None:
+        raise _unusable(model, batch)
+    arguments = {name: value for name, value in named.items() if name in _names(model)}
+    arguments = {name: value for name, value in arguments.items() if name not in LABELS}
+    if arguments and set(_required(model)) <= arguments.keys():
+        return model(**arguments)
+    if len(_required(model)) != 1:
+        raise _unusable(model, batch)
+    return model(batch)
+
+
+def samples_in(batch: Any) -> int:
+    """Count the samples: the length of the first tensor that has one; one where there is none."""
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim() > 0), 1)
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Every tensor of a batch, in order."""
+    if isinstance(batch, Tensor):
+        yield batch
+        return
+    named = _fields(batch)
+    if isinstance(batch, tuple | list):
+        items = list(batch)
+    else:
+        items = [] if named is None else list(named.values())
+    for item in items:
+        yield from tensors_in(item)
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """The device of a model that lies on one; none for any other, which moves its own inputs."""
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def to_device(batch: Any, device: torch.device | None) -> Any:
+    """Move what tensors a batch holds; everything else, its types included, stays."""
+    if device is None or all(tensor.device == device for tensor in tensors_in(batch)):
+        return batch
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple | list):
+        moved = [to_device(item, device) for item in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    if isinstance(batch, Mapping):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = _fields(batch) or {}
+        moved_fields = {name: to_device(value, device) for name, value in fields.items()}
+        return dataclasses.replace(batch, **moved_fields)
+    return batch
+
+
+def _fields(batch: Any) -> dict[str, Any] | None:
+    """What a batch holds by name, if it does."""
+    if isinstance(batch, Mapping):
+        return {str(name): value for name, value in batch.items()}
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return None
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    forward = model.module.forward if _is_averaged(model) else model.forward
+    try:
+        return list(inspect.signature(forward).parameters.values())
+    except (TypeError, ValueError):  # written in C, or wrapped beyond recognition
+        return []
+
+
+def _is_averaged(model: nn.Module) -> bool:
+    """Whether it hands all arguments to the model inside, as `AveragedModel` does."""
+    return isinstance(model, torch.optim.swa_utils.AveragedModel)
+
+
+def _required(model: nn.Module) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in _parameters(model) if p.kind in kinds and p.default is p.empty]
+
+
+def _names(model: nn.Module) -> set[str]:
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {p.name for p in _parameters(model) if p.kind in kinds}
+
+
+def _unusable(model: nn.Module, batch: Any) -> TypeError:
+    wanted = ", ".join(_required(model)) or "its input"
+    got = sorted(named) if (named := _fields(batch)) is not None else type(batch).__name__
+    return TypeError(
+        f"expected a batch that {type(model).__name__} can be called with ({wanted}), got {got}; "
+        "say how with forward=, for example forward=lambda model, batch: model(batch.images)"
+    )

@@ -1,0 +1,165 @@
+"""The pass that measures: a model in inference mode, its batch norms watched and told what to use.
+
+The model's own tensors are never written. Mode and buffers are set aside for the pass and put back
+whatever happens; a layer meets other statistics by having other tensors in the buffers' place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from livella.model.levels import Site
+from livella.model.scatter import Scatter, measure
+from livella.moments import Moments
+
+Statistics = tuple[Tensor | None, Tensor | None]
+"""Mean and variance to normalize by; none for those of the batch itself."""
+
+
+class Enough(BaseException):
+    """Ends a forward pass from which nothing more is wanted; no `except Exception` stops it."""
+
+
+@dataclass
+class Record:
+    """What one call of a layer was given, over all batches so far."""
+
+    moments: Moments
+    scatter: Scatter | None = None
+
+    def add(self, x: Tensor, mask: Tensor | None) -> None:
+        """Take in the input of one more call."""
+        if not len(x):
+            return
+        samples = measure(x.detach(), mask)
+        found = samples.moments()
+        self.moments = self.moments.merge(found)
+        scatter = Scatter.of(samples, found.mean if self.scatter is None else self.scatter.centre)
+        self.scatter = scatter if self.scatter is None else self.scatter.merge(scatter)
+
+    def cpu(self) -> Record:
+        """Give the same on the CPU, where processes exchange it."""
+        count = self.moments.count
+        moments = Moments(
+            count.cpu() if isinstance(count, Tensor) else count,
+            self.moments.mean.cpu(),
+            self.moments.m2.cpu(),
+        )
+        return Record(moments, None if self.scatter is None else self.scatter.cpu())
+
+    def merge(self, other: Record) -> Record:
+        """Give what both saw together."""
+        scatters = [each.scatter for each in (self, other) if each.scatter is not None]
+        whole = scatters[0].merge(scatters[1]) if len(scatters) == 2 else (scatters or [None])[0]
+        return Record(self.moments.merge(other.moments), whole)
+
+
+@dataclass
+class Pass:
+    """A context in which the model may be called; what was seen is in `records`.
+
+    Args:
+        model: any module.
+        layers: the batch norms to watch, by name.
+        statistics: what a layer is to normalize by in a call; asked after the call was measured.
+        wanted: the calls to measure; none for all.
+        enough: whether a forward pass that made these calls so far has nothing more to give.
+
+    """
+
+    model: nn.Module
+    layers: Mapping[str, nn.Module]
+    statistics: Callable[[Site, int], Statistics]
+    wanted: Collection[Site] | None = None
+    enough: Callable[[tuple[Site, ...]], bool] = lambda _calls: False
+    records: dict[Site, Record] = field(default_factory=dict)
+    calls: tuple[Site, ...] = ()
+    """Those of the forward pass at hand, in order."""
+    paused: bool = False
+    """Whether the model is called for another reason, and nothing is to be measured."""
+
+    def __enter__(self) -> Pass:
+        self._cleanup = ExitStack()
+        with ExitStack() as cleanup:
+            cleanup.callback(self._give_back, self._set_aside())
+            for module in self.model.modules():
+                module.training = False
+            for name, layer in self.layers.items():
+                hook = layer.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+                cleanup.callback(hook.remove)
+            cleanup.enter_context(torch.no_grad())
+            # A compiled part would not know of the hooks.
+            cleanup.enter_context(torch.compiler.set_stance("force_eager"))
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._cleanup.close()
+
+    def run(self, forward: Callable[[], object]) -> None:
+        """Call the model once."""
+        self.calls = ()
+        try:
+            forward()
+        except Enough:
+            pass
+
+    def _set_aside(self) -> list[tuple[nn.Module, dict[str, Any]]]:
+        modes = [(module, {"training": module.training}) for module in self.model.modules()]
+        switches = [
+            (layer, {"_buffers": dict(layer._buffers), **_switch(layer)})
+            for layer in self.layers.values()
+        ]
+        for layer, switch in switches:
+            if "normalize_by" in switch:
+                vars(layer).pop("normalize_by", None)
+        return modes + switches
+
+    def _give_back(self, before: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+        for module, state in before:
+            for name, value in state.items():
+                if name == "_buffers":
+                    module._buffers.update(value)
+                else:
+                    vars(module)[name] = value
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def look(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if self.paused:
+                return
+            site = (name, sum(other == name for other, _ in self.calls))
+            self.calls = (*self.calls, site)
+            x = args[0] if args else named.get("input", named.get("x"))
+            mask = named.get("mask")
+            if self.wanted is None or site in self.wanted:
+                self._record(site, layer, x, mask)
+                if self.enough(self.calls):
+                    raise Enough
+            values = math.prod(x.shape[:1] + x.shape[2:]) if mask is None else int(mask.sum())
+            mean, variance = self.statistics(site, values)
+            layer._buffers["running_mean"], layer._buffers["running_var"] = mean, variance
+
+        return look
+
+    def _record(self, site: Site, layer: nn.Module, x: Tensor, mask: Tensor | None) -> None:
+        if site not in self.records:
+            self.records[site] = Record(Moments.empty(x.shape[1], x.device))
+        record = self.records[site]
+        record.add(x, mask)
+        if not (record.moments.mean.isfinite().all() and record.moments.m2.isfinite().all()):
+            raise ValueError(
+                f"layer {site[0]!r} ({type(layer).__name__}) met NaN or infinity in its input; "
+                "look at this batch, and at the layers before"
+            )
+
+
+def _switch(layer: nn.Module) -> dict[str, Any]:
+    """Which statistics a Livella layer was told to normalize by, where it was."""
+    return {name: vars(layer)[name] for name in ("normalize_by",) if name in vars(layer)}

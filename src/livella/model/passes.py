@@ -1,0 +1,320 @@
+"""Reading the data as often as an estimate needs: levels, early ends, and other processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from livella.model import feeding
+from livella.model.estimate import LayerEstimate
+from livella.model.feeding import Forward
+from livella.model.levels import Dependencies, Site, circles_of, levels, observe, pooled
+from livella.model.measure import Pass, Record, Statistics
+
+ROUND = 8
+"""Batches between two looks of all processes at whether the tolerance is met."""
+Calls = tuple[Site, ...]
+Records = dict[Site, Record]
+
+
+@dataclass
+class Report:
+    """What one process tells the others."""
+
+    error: str = ""
+    finished: bool = False
+    records: Records = field(default_factory=dict)
+    patterns: dict[Calls, Dependencies] = field(default_factory=dict)
+
+
+@dataclass
+class Estimator:
+    """One estimation: the model, its layers, the data, and what is known so far."""
+
+    model: nn.Module
+    layers: Mapping[str, _NormBase]
+    batches: Iterable[Any]
+    forward: Forward
+    samples: int | None
+    tolerance: float | None
+    group: dist.ProcessGroup | None
+    progress: bool | None
+    passes: int = 0
+    patterns: dict[Calls, Dependencies] = field(default_factory=dict)
+    """The sequences of calls met so far, each with what depends on what in it."""
+
+    def single_pass(self) -> dict[str, LayerEstimate]:
+        """Measure every layer at once, each normalizing by the mini-batch."""
+        with self._bar() as bar:
+            return self._estimates(self._read("all layers", self._by_batch, None, bar))
+
+    def sequential(self) -> dict[str, LayerEstimate]:
+        """Measure level by level, with all levels before in inference mode."""
+        self._explore()
+        with self._bar() as bar:
+            known: Records = {}
+            while True:
+                graph = self._graph()
+                order = levels(graph)
+                level = len({order[site] for site in known})
+                wanted = {site for site, at in order.items() if at == level}
+                if not wanted:
+                    return self._estimates(known)
+                what = f"level {level + 1} of {max(order.values()) + 1}"
+                statistics = self._in_inference(known, graph)
+                found = self._read(what, statistics, wanted, bar)
+                # Calls that no batch before had made may come before those thought to be first.
+                known = known | found if levels(self._graph()) == order else {}
+
+    # Levels
+
+    def _graph(self) -> Dependencies:
+        """All calls met so far, with all they depend on in any batch."""
+        union: Dependencies = {}
+        for dependencies in self.patterns.values():
+            for site, others in dependencies.items():
+                union[site] = union.get(site, frozenset()) | others
+        return pooled(union)
+
+    def _explore(self) -> None:
+        """Follow the first batch, so that the first pass has calls to expect."""
+        own = Report()
+        try:
+            for batch in self.batches:
+                own.patterns = self._observed(batch)
+                break
+        except Exception as error:
+            self._agree(Report(error=_in_words(error)))
+            raise
+        for report in self._agree(own):
+            self.patterns |= report.patterns
+        if not self.patterns:
+            raise ValueError("estimate_population: got no batches; pass a loader that yields some")
+
+    def _observed(self, batch: Any) -> dict[Calls, Dependencies]:
+        batch = feeding.to_device(batch, feeding.device_of(self.model))
+        known = [*self.model.parameters(), *self.model.buffers(), *feeding.tensors_in(batch)]
+        with Pass(self.model, {}, _unchanged) as watching:
+            seen: list[Dependencies] = []
+            watching.run(
+                lambda: seen.append(
+                    observe(lambda: self.forward(self.model, batch), self.layers, known)
+                )
+            )
+        return {tuple(seen[0]): seen[0]}
+
+    # What layers normalize by
+
+    def _by_batch(self, reading: Pass, site: Site, values: int) -> Statistics:
+        if values > 1:
+            return None, None
+        so_far = reading.records.get(site)
+        return self._own(site) if so_far is None else self._of({site: so_far}, [site])
+
+    def _in_inference(
+        self, known: Records, graph: Dependencies
+    ) -> Callable[[Pass, Site, int], Statistics]:
+        """By the population statistics of all calls; in a circle not yet measured, of this call."""
+        circles = circles_of(graph)
+        made: dict[Site, Statistics] = {}
+        for site in known:
+            complete = all(other in known for other in graph if other[0] in circles[site[0]])
+            together = [other for other in known if other[0] == site[0]] if complete else [site]
+            made[site] = self._of(known, together)
+        return lambda _reading, site, _values: made.get(site) or self._own(site)
+
+    def _of(self, records: Records, together: list[Site]) -> Statistics:
+        name = together[0][0]
+        estimate = LayerEstimate(name, self.layers[name], tuple(records[site] for site in together))
+        mean, variance = self._own(together[0])
+        assert isinstance(mean, Tensor), "only layers with averages are measured"
+        if int(torch.as_tensor(estimate.moments.count).min()) < 2:
+            raise ValueError(
+                f"layer {name!r} met fewer than two values a channel in all, whose variance is "
+                "undefined; pass more data"
+            )
+        assert isinstance(variance, Tensor)
+        return estimate.mean.to(mean), estimate.variance.to(variance)
+
+    def _own(self, site: Site) -> Statistics:
+        return self._originals[site[0]]
+
+    def __post_init__(self) -> None:
+        self._originals: dict[str, Statistics] = {
+            name: (layer.running_mean, layer.running_var) for name, layer in self.layers.items()
+        }
+
+    # One pass over the data
+
+    def _read(
+        self,
+        what: str,
+        statistics: Callable[[Pass, Site, int], Statistics],
+        wanted: set[Site] | None,
+        bar: _Bar,
+    ) -> Records:
+        self.passes += 1
+        bar.begin(what)
+        reading = Pass(
+            self.model,
+            self.layers,
+            lambda site, values: statistics(reading, site, values),
+            wanted,
+            lambda calls: self._is_enough(calls, wanted),
+        )
+        batches = self._limited(bar)
+        while True:
+            own = Report()
+            try:
+                with reading:
+                    own.finished = self._round(batches, reading, wanted)
+                own.records, own.patterns = reading.records, self.patterns
+            except Exception as error:
+                self._agree(Report(error=_in_words(error)))
+                raise
+            reports = self._agree(own)
+            merged = self._merged(reports)
+            if all(report.finished for report in reports) or self._is_tight(merged, wanted):
+                return merged
+
+    def _round(self, batches: Iterator[Any], reading: Pass, wanted: set[Site] | None) -> bool:
+        """Read until all processes look again; true when there is no more."""
+        read = 0
+        for batch in batches:
+            reading.run(lambda batch=batch: self.forward(self.model, batch))  # type: ignore[misc]
+            if wanted is not None and not self._is_foreseen(reading.calls):
+                reading.paused = True
+                self.patterns |= self._observed(batch)
+                reading.paused = False
+            read += 1
+            alone = self._world() == 1
+            if self.tolerance is not None and (alone or read == ROUND):
+                return False
+        return True
+
+    def _limited(self, bar: _Bar) -> Iterator[Any]:
+        limit = None if self.samples is None else -(-self.samples // self._world())
+        seen = 0
+        for batch in self.batches:
+            yield batch
+            bar.advance()
+            seen += feeding.samples_in(batch)
+            if limit is not None and seen >= limit:
+                return
+
+    def _is_foreseen(self, calls: Calls) -> bool:
+        return any(pattern[: len(calls)] == calls for pattern in self.patterns)
+
+    def _is_enough(self, calls: Calls, wanted: set[Site] | None) -> bool:
+        """Whether every known pass that begins so makes no more of the calls wanted."""
+        if wanted is None:
+            return False
+        ways = [pattern for pattern in self.patterns if pattern[: len(calls)] == calls]
+        return bool(ways) and all(wanted.isdisjoint(way[len(calls) :]) for way in ways)
+
+    def _is_tight(self, records: Records, wanted: set[Site] | None) -> bool:
+        if self.tolerance is None:
+            return False
+        return all(
+            site in records
+            and (scatter := records[site].scatter) is not None
+            and scatter.samples >= SAMPLES_AT_LEAST
+            and scatter.batches >= BATCHES_AT_LEAST
+            and LayerEstimate(site[0], self.layers[site[0]], (records[site],)).error
+            <= self.tolerance
+            for site in (records if wanted is None else wanted)
+        )
+
+    def _estimates(self, records: Records) -> dict[str, LayerEstimate]:
+        if not records:
+            raise ValueError("estimate_population: no batch reached a batch norm to measure")
+        estimates = {}
+        for name, layer in self.layers.items():
+            calls = sorted(site for site in records if site[0] == name)
+            if calls:
+                self._of(records, calls)  # says what is wrong with them, if anything is
+                estimates[name] = LayerEstimate(name, layer, tuple(records[c] for c in calls))
+        return estimates
+
+    # Other processes
+
+    def _world(self) -> int:
+        if not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self.group)
+
+    def _agree(self, own: Report) -> list[Report]:
+        """Give the reports of all processes, in the order of their ranks."""
+        if self._world() == 1:
+            return [own]
+        own.records = {site: record.cpu() for site, record in own.records.items()}
+        reports: list[Report] = [own] * self._world()
+        dist.all_gather_object(reports, own, group=self.group)
+        for rank, report in enumerate(reports):
+            if report.error and not own.error:
+                raise RuntimeError(f"estimate_population: rank {rank} failed: {report.error}")
+        return reports
+
+    def _merged(self, reports: list[Report]) -> Records:
+        merged: Records = {}
+        for report in reports:
+            self.patterns |= report.patterns
+            for site, record in report.records.items():
+                merged[site] = merged[site].merge(record) if site in merged else record
+        return merged
+
+    def _bar(self) -> _Bar:
+        shown = sys.stderr.isatty() if self.progress is None else self.progress
+        first = self._world() == 1 or dist.get_rank(self.group) == 0
+        total = None
+        if hasattr(self.batches, "__len__"):
+            total = len(self.batches)
+        return _Bar(shown and first, total)
+
+
+SAMPLES_AT_LEAST = 64
+BATCHES_AT_LEAST = 2
+"""Before which a tolerance is not believed: intervals of few samples are intervals of luck."""
+
+
+class _Bar:
+    """A progress bar with one line a pass, or nothing."""
+
+    def __init__(self, shown: bool, total: int | None) -> None:
+        self._progress = Progress(
+            console=Console(stderr=True), disable=not shown, transient=True
+        )
+        self._total = total
+        self._task: Any = None
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._progress.stop()
+
+    def begin(self, what: str) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(f"population statistics, {what}", total=self._total)
+
+    def advance(self) -> None:
+        self._progress.advance(self._task)
+
+
+def _unchanged(_site: Site, _values: int) -> Statistics:
+    raise AssertionError("no layer is watched while a batch is followed")
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
