@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -146,8 +145,8 @@ class Moments:
             raise ValueError(f"Moments.blend: expected a share between 0 and 1, got {share}")
         a, b = self._wide(), other._wide()
         count = a.count + b.count
-        variances = (each.variance(unbiased=False) for each in (a, b))
-        return Moments(count, a.mean.lerp(b.mean, share), torch.lerp(*variances, share) * count)
+        variance = a.variance(unbiased=False).lerp(b.variance(unbiased=False), share)
+        return Moments(count, a.mean.lerp(b.mean, share), variance * count)
 
     @classmethod
     def of_layer(cls, layer: _NormBase, count: int) -> Moments:

@@ -1,4 +1,4 @@
-"""What `estimate_population` finds: the statistics of every layer, how sure they are, and applying."""
+"""What `estimate_population` finds: the statistics of every layer, and how sure they are."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ class LayerEstimate:
         """
         if self.pooled.scatter is None:
             return float("inf")
-        of_mean, of_variance = (self._widening * e for e in self.pooled.scatter.errors(self.moments))
+        of_mean, of_variance = (
+            self._widening * e for e in self.pooled.scatter.errors(self.moments)
+        )
         seen = self.moments.variance(unbiased=False) + self.layer.eps
         of_sigma = of_variance / (2 * seen)
         squares = (of_mean.square() / seen, of_sigma.square())

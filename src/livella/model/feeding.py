@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 LABELS = ("label", "labels", "target", "targets", "y", "class_labels")
 """Names under which a batch carries what is to be learnt; never given to the model."""
@@ -115,16 +116,12 @@ def _fields(batch: Any) -> dict[str, Any] | None:
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:
-    forward = model.module.forward if _is_averaged(model) else model.forward
+    if isinstance(model, AveragedModel):  # hands all arguments to the model inside
+        model = model.module
     try:
-        return list(inspect.signature(forward).parameters.values())
+        return list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError):  # written in C, or wrapped beyond recognition
         return []
-
-
-def _is_averaged(model: nn.Module) -> bool:
-    """Whether it hands all arguments to the model inside, as `AveragedModel` does."""
-    return isinstance(model, torch.optim.swa_utils.AveragedModel)
 
 
 def _required(model: nn.Module) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,9 +56,10 @@ class Record:
 
     def merge(self, other: Record) -> Record:
         """Give what both saw together."""
-        scatters = [each.scatter for each in (self, other) if each.scatter is not None]
-        whole = scatters[0].merge(scatters[1]) if len(scatters) == 2 else (scatters or [None])[0]
-        return Record(self.moments.merge(other.moments), whole)
+        scatter = self.scatter or other.scatter
+        if self.scatter is not None and other.scatter is not None:
+            scatter = self.scatter.merge(other.scatter)
+        return Record(self.moments.merge(other.moments), scatter)
 
 
 @dataclass
@@ -106,10 +107,8 @@ class Pass:
     def run(self, forward: Callable[[], object]) -> None:
         """Call the model once."""
         self.calls = ()
-        try:
+        with suppress(Enough):
             forward()
-        except Enough:
-            pass
 
     def _set_aside(self) -> list[tuple[nn.Module, dict[str, Any]]]:
         modes = [(module, {"training": module.training}) for module in self.model.modules()]
@@ -136,7 +135,7 @@ class Pass:
                 return
             site = (name, sum(other == name for other, _ in self.calls))
             self.calls = (*self.calls, site)
-            x = args[0] if args else named.get("input", named.get("x"))
+            x: Tensor = args[0] if args else named["input"]
             mask = named.get("mask")
             if self.wanted is None or site in self.wanted:
                 self._record(site, layer, x, mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,14 +188,12 @@ class Estimator:
 
     def _round(self, batches: Iterator[Any], reading: Pass, wanted: set[Site] | None) -> bool:
         """Read until all processes look again; true when there is no more."""
-        read = 0
-        for batch in batches:
+        for read, batch in enumerate(batches, start=1):
             reading.run(lambda batch=batch: self.forward(self.model, batch))  # type: ignore[misc]
             if wanted is not None and not self._is_foreseen(reading.calls):
                 reading.paused = True
                 self.patterns |= self._observed(batch)
                 reading.paused = False
-            read += 1
             alone = self._world() == 1
             if self.tolerance is not None and (alone or read == ROUND):
                 return False
@@ -215,8 +213,11 @@ class Estimator:
         return any(pattern[: len(calls)] == calls for pattern in self.patterns)
 
     def _is_enough(self, calls: Calls, wanted: set[Site] | None) -> bool:
-        """Whether every known pass that begins so makes no more of the calls wanted."""
-        if wanted is None:
+        """Whether every known pass that begins so makes no more of the calls wanted.
+
+        Not while the data are read for the first time, as other ways to go on may turn up.
+        """
+        if wanted is None or self.passes < 2:
             return False
         ways = [pattern for pattern in self.patterns if pattern[: len(calls)] == calls]
         return bool(ways) and all(wanted.isdisjoint(way[len(calls) :]) for way in ways)
@@ -275,9 +276,7 @@ class Estimator:
     def _bar(self) -> _Bar:
         shown = sys.stderr.isatty() if self.progress is None else self.progress
         first = self._world() == 1 or dist.get_rank(self.group) == 0
-        total = None
-        if hasattr(self.batches, "__len__"):
-            total = len(self.batches)
+        total = len(self.batches) if isinstance(self.batches, Sized) else None
         return _Bar(shown and first, total)
 
 
@@ -290,9 +289,7 @@ class _Bar:
     """A progress bar with one line a pass, or nothing."""
 
     def __init__(self, shown: bool, total: int | None) -> None:
-        self._progress = Progress(
-            console=Console(stderr=True), disable=not shown, transient=True
-        )
+        self._progress = Progress(console=Console(stderr=True), disable=not shown, transient=True)
         self._total = total
         self._task: Any = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch.distributed as dist
@@ -105,7 +105,9 @@ def estimate_population(
 
 
 def update_bn(
-    loader: Iterable[Any], model: nn.Module, device: Any = None  # noqa: ARG001
+    loader: Iterable[Any],
+    model: nn.Module,
+    device: Any = None,  # noqa: ARG001
 ) -> None:
     """Take the place of `torch.optim.swa_utils.update_bn`, with its signature: estimate and apply.
 
@@ -134,9 +136,7 @@ def _check(
         )
 
 
-def _choose(
-    model: nn.Module, include_frozen: bool
-) -> tuple[dict[str, _NormBase], dict[str, str]]:
+def _choose(model: nn.Module, include_frozen: bool) -> tuple[dict[str, _NormBase], dict[str, str]]:
     """The batch norms to measure, by name, and the others, with the reason."""
     layers: dict[str, _NormBase] = {}
     left: dict[str, str] = {}
@@ -144,7 +144,7 @@ def _choose(
         if not sites.is_batch_norm(layer):
             continue
         if isinstance(layer, LazyModuleMixin):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004  its state is wrong, not its type
                 f"layer {name!r} is lazy and has no parameters yet; call the model once first"
             )
         if layer.running_mean is None or layer.running_var is None:
@@ -164,7 +164,9 @@ def _choose(
 
 def _frozen(model: nn.Module, layer: nn.Module) -> bool:
     """Whether by `livella.freeze`, or by being in evaluation mode in a model that trains."""
-    return getattr(layer, "normalize_by", None) == "running" or (model.training and not layer.training)
+    return getattr(layer, "normalize_by", None) == "running" or (
+        model.training and not layer.training
+    )
 
 
 def _warn(estimate: PopulationEstimate, early: bool) -> None:
@@ -188,5 +190,3 @@ def _warn(estimate: PopulationEstimate, early: bool) -> None:
             "in an order, and a part of them does not stand for the whole; shuffle them",
             stacklevel=3,
         )
-
-

@@ -79,7 +79,7 @@ class Scatter:
         return Scatter(self.samples, self.batches, *(tensor.cpu() for tensor in tensors))
 
     def merge(self, other: Scatter) -> Scatter:
-        """Give the scatter of both, about this centre: Chan's formula, for three numbers at once."""
+        """Give the scatter of both, about this centre: Chan's formula for three numbers."""
         other = other._about(self.centre)
         samples = self.samples + other.samples
         delta = other.mean - self.mean

@@ -1,0 +1,399 @@
+"""The statistics of the training set: against all data at once, and what a failure leaves."""
+
+import copy
+import dataclasses
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import update_bn as torch_update_bn
+
+import livella
+from livella.model.population import estimate_population, update_bn
+from tests.model.populations import MEASURED, data, estimate, furthest, hard, in_processes, truth
+
+
+def state(model: nn.Module) -> dict[str, object]:
+    """All that an estimation could change."""
+    return {
+        **{f"tensor {name}": tensor.clone() for name, tensor in model.state_dict().items()},
+        **{f"memory {name}": tensor.data_ptr() for name, tensor in model.named_buffers()},
+        **{f"mode {name}": module.training for name, module in model.named_modules()},
+        **{f"momentum {n}": getattr(m, "momentum", 0) for n, m in model.named_modules()},
+        **{f"hooks {n}": len(m._forward_pre_hooks) for n, m in model.named_modules()},
+        **{f"after {n}": len(m._forward_hooks) for n, m in model.named_modules()},
+        **{f"own {n}": sorted(vars(m)) for n, m in model.named_modules()},
+    }
+
+
+def assert_untouched(model: nn.Module, before: dict[str, object]) -> None:
+    after = state(model)
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        same = (
+            torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]
+        )
+        assert same, name
+
+
+def test_sorted_data_with_a_ragged_end_give_the_truth():
+    model, x = hard(), data()
+    before = state(model)
+    found = estimate(model, list(x.split(100)))  # the last batch has one sample
+    assert furthest(found, truth(model, x)) < 1e-5
+    assert_untouched(model, before)
+    assert found.left == {"frozen": "frozen"}
+    assert found.passes == 5  # b1; b2 with b3; the shared layer's two calls; last
+
+
+@pytest.mark.parametrize("cut", ["one batch", "single samples", "shuffled"])
+def test_any_other_split_gives_the_same(cut):
+    model, x = hard(), data()
+    wanted = {
+        name: (layer.mean, layer.variance)
+        for name, layer in estimate(model, list(x.split(100))).layers.items()
+    }
+    shuffled = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(2))]
+    batches = {"one batch": [x], "single samples": x.split(1), "shuffled": shuffled.split(37)}
+    assert furthest(estimate(model, list(batches[cut])), wanted) < 1e-6
+
+
+def _share(rank: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Rank 0 of three reads nothing, the others read parts of unequal size."""
+    x = data()
+    cuts = {1: [401], 2: [301, 100], 3: [0, 150, 251]}[world]
+    part = x.split(cuts)[rank]
+    found = estimate(hard(), list(part.split(60)) if len(part) else [])
+    return {name: (layer.mean, layer.variance) for name, layer in found.layers.items()}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_that_read_different_data_give_the_same(world, tmp_path):
+    results = in_processes(_share, world, tmp_path)
+    found = estimate(hard(), list(data().split(100)))
+    for result in results:
+        assert isinstance(result, dict), result
+        assert furthest(found, result) < 1e-6
+        for name in MEASURED:
+            assert torch.equal(result[name][1], results[0][name][1])
+
+
+def _one_fails(rank: int, world: int) -> object:
+    class Broken(list):
+        def __iter__(self):
+            yield from list.__iter__(self)
+            if rank == 1:
+                raise RuntimeError("disk is full")
+
+    return estimate(hard(), Broken(data().split(100)))
+
+
+def test_a_process_that_fails_is_named_to_all(tmp_path):
+    results = in_processes(_one_fails, 2, tmp_path)
+    assert results[1] == "RuntimeError: disk is full"
+    assert "rank 1 failed" in results[0]
+    assert "disk is full" in results[0]
+
+
+@pytest.mark.parametrize(("mean", "sigma"), [(1000.0, 0.1), (1e4, 1e-2)])
+@pytest.mark.parametrize("layout", [(4000, 3), (100, 3, 8, 8)])
+def test_a_large_mean_costs_no_accuracy(mean, sigma, layout):
+    x = mean + sigma * torch.randn(layout, generator=torch.Generator().manual_seed(0))
+    layer = (nn.BatchNorm1d if x.dim() == 2 else nn.BatchNorm2d)(3)
+    found = estimate_population(nn.Sequential(layer), list(x.split(64)))
+    truth = x.double().movedim(1, 0).flatten(1).var(1)
+    assert float((found.layers["0"].variance / truth - 1).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("method", ["sequential", "single_pass"])
+def test_an_error_at_any_batch_leaves_the_model_as_it_was(method):
+    model, parts = hard(), data(61).split(20)
+    before = state(model)
+    calls = 0
+
+    def forward(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == fail_at:
+            model.b1(model.c1(batch))
+            raise RuntimeError("injected")
+        model(batch)
+
+    fail_at = 0
+    estimate(model, parts, forward=forward, method=method)
+    total = calls
+    assert total >= 4
+    for at in range(1, total + 1):
+        calls, fail_at = 0, at
+        with pytest.raises(RuntimeError, match="injected"):
+            estimate(model, parts, forward=forward, method=method)
+        assert_untouched(model, before)
+
+
+def test_apply_and_revert():
+    model, x = hard(), data()
+    before = state(model)
+    found = estimate(model, list(x.split(100)))
+    found.apply().apply()
+    for name in MEASURED:
+        layer = model.get_submodule(name)
+        assert torch.equal(layer.running_mean, found.layers[name].mean.float())
+        assert torch.equal(layer.running_var, found.layers[name].variance.float())
+        assert layer.num_batches_tracked == 0
+    found.revert().revert()
+    assert_untouched(model, before)
+
+
+def test_single_pass_measures_behind_the_mini_batch():
+    model, x = hard(), data()
+    shuffled = x[torch.randperm(401, generator=torch.Generator().manual_seed(2))]
+    exact = estimate(model, list(shuffled.split(100)))
+    found = estimate(model, list(shuffled.split(100)), method="single_pass")
+    assert found.passes == 1
+    assert torch.allclose(found.layers["b1"].variance, exact.layers["b1"].variance, rtol=1e-9)
+    off = found.layers["b2"].variance / exact.layers["b2"].variance - 1
+    assert 1e-6 < float(off.abs().max()) < 0.2
+    whole = estimate(model, [x], method="single_pass").layers["b3"]
+    assert torch.allclose(whole.variance, exact.layers["b3"].variance, rtol=1e-3)
+
+
+def test_a_shared_layer_tells_its_calls():
+    with pytest.warns(UserWarning, match="calls of one layer see different data: shared"):
+        found = estimate_population(hard(), list(data().split(100)))
+    pooled = found.layers["shared"]
+    assert len(pooled.calls) == 2
+    first, second = pooled.calls
+    assert torch.allclose(first.merge(second).m2, pooled.moments.m2)
+    assert [layer.calls_differ for layer in found.layers.values()].count(True) == 1
+
+
+class Named(NamedTuple):
+    image: Tensor
+    label: int
+
+
+@dataclasses.dataclass
+class Example:
+    x: Tensor
+    labels: Tensor
+
+
+@dataclasses.dataclass
+class Photo:
+    image: Tensor
+
+
+FORMS = {
+    "tensor": lambda x: x,
+    "pair": lambda x: (x, torch.zeros(len(x))),
+    "list": lambda x: [x, torch.zeros(len(x))],
+    "named tuple": lambda x: Named(x, 3),
+    "dict": lambda x: {"x": x, "labels": torch.zeros(len(x)), "name": "a"},
+    "dict in a tuple": lambda x: ({"x": x}, torch.zeros(len(x))),
+    "dataclass": lambda x: Example(x, torch.zeros(len(x))),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_in_every_form(form):
+    x = data(101)
+    wanted = estimate(hard(), list(x.split(25)))
+    found = estimate(hard(), [FORMS[form](part) for part in x.split(25)])
+    assert torch.equal(found.layers["last"].variance, wanted.layers["last"].variance)
+
+
+def test_batches_of_no_known_form_say_what_to_do():
+    batches = [Photo(part) for part in data(101).split(25)]
+    found = estimate(hard(), batches, forward=lambda model, batch: model(batch.image))
+    assert found.layers["b1"].samples == 101
+    two = nn.Bilinear(4, 4, 4)
+    model = nn.ModuleList([two, nn.BatchNorm1d(4)])
+    model.forward = lambda a, b: model[1](two(a, b))
+    both = (torch.randn(9, 4), torch.randn(9, 4), torch.zeros(9))
+    assert estimate_population(model, [both]).layers["1"].samples == 9
+    with pytest.raises(TypeError, match=r"called with \(a, b\), got .*forward="):
+        estimate_population(model, [{"image": both[0]}])
+
+
+class TestBadInput:
+    def test_no_batches(self):
+        with pytest.raises(ValueError, match="no batches"):
+            estimate_population(hard(), [])
+
+    def test_an_iterator(self):
+        with pytest.raises(TypeError, match="can be read once"):
+            estimate_population(hard(), iter(data().split(100)))
+        found = estimate(hard(), iter(data().split(100)), method="single_pass")
+        assert found.layers["b1"].samples == 401
+
+    def test_nothing_to_measure(self):
+        with pytest.raises(ValueError, match=r"Linear .none in it"):
+            estimate_population(nn.Linear(2, 2), [torch.ones(2, 2)])
+        layer = nn.BatchNorm1d(2, track_running_stats=False)
+        with pytest.raises(ValueError, match="keeps no running statistics"):
+            estimate_population(nn.Sequential(layer), [torch.ones(2, 2)])
+
+    def test_one_value_in_all(self):
+        with pytest.raises(ValueError, match="layer '0' met fewer than two values"):
+            estimate_population(nn.Sequential(nn.BatchNorm1d(2)), [torch.ones(1, 2)])
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_what_is_not_finite(self, value):
+        x = data(101)
+        x[50, 0, 3, 3] = value
+        model = hard()
+        before = state(model)
+        with pytest.raises(ValueError, match=r"layer 'b1' .BatchNorm2d. met NaN or infinity"):
+            estimate(model, list(x.split(25)))
+        assert_untouched(model, before)
+
+    def test_options_out_of_range(self):
+        x = [torch.ones(2, 2)]
+        model = nn.Sequential(nn.BatchNorm1d(2))
+        with pytest.raises(ValueError, match="expected method of"):
+            estimate_population(model, x, method="fast")
+        with pytest.raises(ValueError, match="samples of one or more"):
+            estimate_population(model, x, samples=0)
+        with pytest.raises(ValueError, match="tolerance above zero"):
+            estimate_population(model, x, tolerance=0)
+
+    def test_a_layer_no_batch_reaches(self):
+        model = nn.Sequential(nn.BatchNorm1d(2))
+        model.unused = nn.BatchNorm1d(3)
+        model.forward = lambda x: model[0](x)
+        with pytest.warns(UserWarning, match="no batch reached unused"):
+            found = estimate_population(model, [torch.randn(9, 2)])
+        assert found.left == {"unused": "no batch reached it"}
+
+
+def test_frozen_layers_are_measured_if_asked():
+    found = estimate(hard(), list(data().split(100)), include_frozen=True)
+    assert set(found.layers) == {*MEASURED, "frozen"}
+    model = hard().eval()  # in evaluation as a whole, nothing is frozen by it
+    assert set(estimate(model, list(data().split(100))).layers) == {*MEASURED, "frozen"}
+
+
+def test_samples_stops_early():
+    x = torch.randn(400, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    found = estimate_population(nn.Sequential(nn.BatchNorm2d(1)), list(x.split(10)), samples=95)
+    assert found.layers["0"].samples == 100
+
+
+def test_data_in_an_order_are_told():
+    model = nn.Sequential(nn.BatchNorm2d(1))
+    with pytest.warns(UserWarning, match="seem to be in an order"):
+        found = estimate_population(model, list(data().split(10)), tolerance=0.5)
+    shuffled = data()[torch.randperm(401, generator=torch.Generator().manual_seed(0))]
+    mixed = estimate_population(model, list(shuffled.split(10)), tolerance=0.5)
+    assert found.layers["0"].error > 2 * mixed.layers["0"].error
+
+
+def draws(seed: int, n: int) -> Tensor:
+    """Maps of related positions, skewed values: mean 1, variance 0.25 + 2·0.16."""
+    g = torch.Generator().manual_seed(seed)
+    level = 1 + 0.5 * torch.randn(n, 4, 1, generator=g)
+    gamma = torch.distributions.Exponential(1.0)
+    torch.manual_seed(seed)
+    return level + 0.4 * (gamma.sample((n, 4, 6)) + gamma.sample((n, 4, 6)) - 2)
+
+
+def test_tolerance_stops_early_and_its_intervals_hold_the_truth():
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    held_mean, held_variance, used = [], [], []
+    with torch.random.fork_rng():
+        for seed in range(200):
+            found = estimate_population(model, draws(seed, 4000).split(50), tolerance=0.05)
+            layer = found.layers["0"]
+            (low, high), (below, above) = layer.mean_interval, layer.variance_interval
+            held_mean.append((low <= 1) & (high >= 1))
+            held_variance.append((below <= 0.57) & (above >= 0.57))
+            used.append(layer.samples)
+            assert layer.error <= 0.05
+    assert max(used) < 3000
+    assert 0.93 <= float(torch.stack(held_mean).double().mean()) <= 0.97
+    assert 0.93 <= float(torch.stack(held_variance).double().mean()) <= 0.97
+
+
+def test_averaged_weights_get_statistics_of_their_own():
+    model, x = hard(), data()
+    averaged = AveragedModel(model)
+    found = estimate(averaged, [(part, 0) for part in x.split(100)])
+    wanted = estimate(model, list(x.split(100)))
+    assert torch.equal(found.layers["module.last"].variance, wanted.layers["last"].variance)
+
+
+def test_update_bn_takes_the_place_of_torchs():
+    x = torch.randn(401, 5, generator=torch.Generator().manual_seed(0)).sort(0).values
+    ours = nn.Sequential(nn.BatchNorm1d(5, momentum=0.3), nn.Dropout(), nn.Linear(5, 5))
+    theirs = copy.deepcopy(ours)
+    update_bn(list(x.split(100)), ours)
+    torch_update_bn(x.split(100)[:-1], theirs)  # it cannot take a batch of one
+    truth = x.double().var(0)
+    assert torch.allclose(ours[0].running_var.double(), truth, rtol=1e-6)
+    assert not torch.allclose(theirs[0].running_var.double(), truth, rtol=0.05)
+    assert ours[0].momentum == 0.3
+
+
+def test_an_accelerated_and_a_compiled_model():
+    x = data(101)
+    wanted = estimate(hard(), list(x.split(25)))
+    model = livella.accelerate(hard())
+    found = estimate(model, list(x.split(25)))
+    for name in MEASURED:
+        torch.testing.assert_close(
+            found.layers[name].variance, wanted.layers[name].variance, rtol=1e-5, atol=0
+        )
+    compiled = torch.compile(hard(), backend="eager")
+    again = estimate(compiled, list(x.split(25)))
+    assert torch.equal(again.layers["b3"].variance, wanted.layers["b3"].variance)
+
+
+def test_masks_count_valid_elements_only():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = livella.nn.BatchNorm1d(3)
+
+        def forward(self, x, mask):
+            return self.norm(x, mask=mask)
+
+    x = torch.randn(40, 3, 7, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(7) < torch.randint(
+        1, 8, (40, 1), generator=torch.Generator().manual_seed(1)
+    )
+    x = torch.where(mask[:, None], x, torch.nan)
+    batches = list(zip(x.split(9), mask.split(9), strict=True))
+    found = estimate_population(Masked(), batches).layers["norm"]
+    valid = x.movedim(1, 0)[:, mask].double()
+    torch.testing.assert_close(found.variance, valid.var(1), rtol=1e-6, atol=0)
+    assert int(found.moments.count) == int(mask.sum())
+
+
+def test_calls_that_only_some_batches_make():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x, *, deep):
+            h = self.first(x)
+            return self.second(h) if deep else h
+
+    x = 2 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    batches = [(part, k % 2 == 1) for k, part in enumerate(x.split(10))]
+    forward = lambda model, batch: model(batch[0], deep=batch[1])  # noqa: E731
+    found = estimate_population(Routed(), batches, forward=forward)
+    assert found.layers["second"].samples == 30
+    deep = torch.cat([part for part, is_deep in batches if is_deep]).double()
+    scale = 1 / (x.double().var(0) + 1e-5)
+    torch.testing.assert_close(
+        found.layers["second"].variance, deep.var(0) * scale, rtol=1e-6, atol=0
+    )
+
+
+def test_print_says_how_far_off_the_averages_are():
+    text = str(estimate(hard(), list(data().split(100))))
+    assert "sequential, 5 passes over the data" in text
+    assert "not measured: frozen (frozen)" in text
