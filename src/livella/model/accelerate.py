@@ -8,17 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from livella.model import fused, sites
+from livella.model import adopt, fused, sites
 from livella.model.fusion import PLAIN
 from livella.model.plans import Plans
-from livella.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from livella.nn.batch import _Core
-
-FASTER: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: BatchNorm1d,
-    nn.BatchNorm2d: BatchNorm2d,
-    nn.BatchNorm3d: BatchNorm3d,
-}
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -76,22 +69,17 @@ def accelerate(model: Model) -> Model:
     before: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
         for layer in model.modules():
-            if type(layer) in FASTER and not _has_methods_of_its_own(layer):
-                _become(layer, FASTER[type(layer)], before)
+            if adopt.can_be_adopted(layer):
+                _become(layer, adopt.OURS[type(layer)], before)
         for owner in reversed(list(model.modules())):  # children first, as their classes change
             _fuse(owner, before)
         _name_others(model)
     except BaseException:
         for module, kind in reversed(before):
-            object.__setattr__(module, "__class__", kind)
+            adopt.change_class(module, kind)
             vars(module).pop("_livella_plans", None)
         raise
     return model
-
-
-def _has_methods_of_its_own(layer: nn.Module) -> bool:
-    own = vars(layer).items()
-    return any(callable(value) and hasattr(type(layer), name) for name, value in own)
 
 
 def _become(
@@ -99,7 +87,7 @@ def _become(
 ) -> None:
     """Give a module another class, and note the one it had."""
     before.append((module, type(module)))
-    object.__setattr__(module, "__class__", kind)
+    adopt.change_class(module, kind)
 
 
 def _fuse(owner: nn.Module, before: list[tuple[nn.Module, type[nn.Module]]]) -> None:

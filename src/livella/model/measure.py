@@ -117,8 +117,8 @@ class Pass:
             for layer in self.layers.values()
         ]
         for layer, switch in switches:
-            if "normalize_by" in switch:
-                vars(layer).pop("normalize_by", None)
+            if "_switches" in switch:
+                vars(layer)["_switches"] = None
         return modes + switches
 
     def _give_back(self, before: list[tuple[nn.Module, dict[str, Any]]]) -> None:
@@ -160,5 +160,5 @@ class Pass:
 
 
 def _switch(layer: nn.Module) -> dict[str, Any]:
-    """Which statistics a Livella layer was told to normalize by, where it was."""
-    return {name: vars(layer)[name] for name in ("normalize_by",) if name in vars(layer)}
+    """The switches of a Livella layer, where one was moved."""
+    return {name: value for name, value in vars(layer).items() if name == "_switches"}

@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from livella.model import feeding, sites
 from livella.model.estimate import PopulationEstimate
 from livella.model.feeding import Forward
+from livella.model.freeze import is_frozen
 from livella.model.passes import Estimator
 
 METHODS = ("sequential", "single_pass")
@@ -163,10 +164,9 @@ def _choose(model: nn.Module, include_frozen: bool) -> tuple[dict[str, _NormBase
 
 
 def _frozen(model: nn.Module, layer: nn.Module) -> bool:
-    """Whether by `livella.freeze`, or by being in evaluation mode in a model that trains."""
-    return getattr(layer, "normalize_by", None) == "running" or (
-        model.training and not layer.training
-    )
+    """Whether by `livella.freeze`, a switch, or evaluation mode in a model that trains."""
+    by_switch = getattr(layer, "normalize_by", None) == "running"
+    return is_frozen(layer) or by_switch or (model.training and not layer.training)
 
 
 def _warn(estimate: PopulationEstimate, early: bool) -> None:

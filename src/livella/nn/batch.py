@@ -11,6 +11,7 @@ a layer over instead: `torch.optim.swa_utils.update_bn` does not refresh its ave
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella import functional
+from livella.nn import switched
+from livella.nn.switched import Switches
 
 
 class _Core(_NormBase):
@@ -25,6 +28,8 @@ class _Core(_NormBase):
 
     input_dims: ClassVar[tuple[int, ...]]
     activation: str | None = None
+    skipped_batches: Tensor
+    _switches: Switches | None = None
 
     def __init__(
         self,
@@ -62,6 +67,9 @@ class _Core(_NormBase):
         """
         if input.dim() not in self.input_dims:
             raise self._wrong_dimensions(input)
+        if self._switches is not None:
+            activation = self.activation if activation is None else self._only(activation)
+            return switched.forward(self, input, self._switches, residual, mask, activation)
         training, parameters, buffers = self.training, self._parameters, self._buffers
         try:  # out of their dictionaries, as a module's attributes are slow to read
             weight, bias = parameters["weight"], parameters["bias"]
@@ -90,6 +98,74 @@ class _Core(_NormBase):
             num_batches_tracked=counter,
         )
 
+    @property
+    def normalize_by(self) -> str | None:
+        """Which statistics normalize: "batch", "running", or none for torch's rule.
+
+        That is those of the batch in training and the running ones in evaluation. Running ones
+        normalize as they stood before the batch at hand.
+        """
+        return (self._switches or Switches()).normalize_by
+
+    @normalize_by.setter
+    def normalize_by(self, value: str | None) -> None:
+        self._switch(normalize_by=value)
+
+    @property
+    def update_running(self) -> bool:
+        """Whether the running statistics take in the batches of training. Default: true."""
+        return (self._switches or Switches()).update_running
+
+    @update_running.setter
+    def update_running(self, value: bool) -> None:
+        self._switch(update_running=value)
+
+    @property
+    def update_policy(self) -> str:
+        """When they do: "torch", as torch does, or "guarded", see `livella.set_update_policy`."""
+        return (self._switches or Switches()).update_policy
+
+    @update_policy.setter
+    def update_policy(self, value: str) -> None:
+        self._switch(update_policy=value)
+        if value == "guarded" and "skipped_batches" not in self._buffers:
+            device = None if self.running_mean is None else self.running_mean.device
+            zero = torch.zeros((), dtype=torch.long, device=device)
+            self.register_buffer("skipped_batches", zero, persistent=False)
+            self._keep_precision({})
+        elif value != "guarded" and "skipped_batches" in self._buffers:
+            del self.skipped_batches
+
+    def _switch(self, **changed: Any) -> None:
+        self._switches = (self._switches or Switches())._replace(**changed).checked()
+
+    @property
+    def train_affine(self) -> bool:
+        """Whether γ and β train: whether either asks for a gradient."""
+        return any(p.requires_grad for p in (self.weight, self.bias) if p is not None)
+
+    @train_affine.setter
+    def train_affine(self, value: bool) -> None:
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                parameter.requires_grad_(value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Core:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.update_policy == "guarded":
+            self._keep_precision(before)
+        return self
+
+    def _keep_precision(self, before: dict[str, Tensor | None]) -> None:
+        """Running statistics in float32 or better: in fewer bits small steps round to none."""
+        for name in ("running_mean", "running_var"):
+            now = self._buffers[name]
+            if now is not None and now.dtype.itemsize < 4:
+                exact = before.get(name)
+                source = now if exact is None or exact.is_meta else exact
+                self._buffers[name] = source.to(now.device, torch.float32)
+
     def _only(self, activation: str) -> str:
         if self.activation is not None:
             raise ValueError(
@@ -109,9 +185,9 @@ class _Core(_NormBase):
     def extra_repr(self) -> str:
         """Describe the layer as torch does, then the activation."""
         described: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return (
-            described if self.activation is None else f"{described}, activation={self.activation}"
-        )
+        if self.activation is not None:
+            described += f", activation={self.activation}"
+        return described if self._switches is None else f"{described}, {self._switches}"
 
 
 class BatchNormAct1d(_Core):

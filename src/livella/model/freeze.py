@@ -1,0 +1,151 @@
+"""Freezing batch norms so that they stay frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+from livella.model import adopt
+from livella.nn.batch import _Core
+from livella.nn.switched import Switches
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Frozen(NamedTuple):
+    """What a layer was before it was frozen, and what of it is."""
+
+    kind: type[nn.Module]
+    switches: Switches | None
+    requires_grad: dict[str, bool]
+    statistics: bool
+
+
+def freeze(
+    model: Model,
+    layers: Iterable[str] | None = None,
+    *,
+    statistics: bool = True,
+    affine: bool = True,
+) -> Model:
+    """Freeze batch norms: they normalize by their running statistics, which stay as they are.
+
+    It holds through `model.train()`, `load_state_dict`, `deepcopy`, pickling and
+    `DistributedDataParallel` (freeze before wrapping), where setting layers to evaluation mode does
+    not: the next `model.train()` undoes that. Mode, momentum and counters are not touched.
+    Gradients flow through a frozen layer as in evaluation.
+
+    Torch's own `BatchNorm1d/2d/3d` become the Livella layers of the same name, in place, which
+    have the switches for it; other batch norms are put into evaluation for each call.
+
+    Args:
+        model: any module, a batch norm itself too.
+        layers: names of batch norms, or of modules all batch norms in which are meant.
+            Default: all of the model.
+        statistics: freeze what normalizes. Default: true.
+        affine: γ and β no longer ask for a gradient. Default: true.
+
+    Returns:
+        The model. Freezing more adds up; `unfreeze` gives back what was before the first time.
+
+    Raises:
+        ValueError: a name without batch norms, or a layer without running statistics whose
+            statistics are to be frozen; the model is then as it was.
+
+    Example:
+        >>> model = freeze(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
+        >>> _ = model.train()(torch.randn(6, 4))  # no statistics change
+        >>> _ = unfreeze(model)
+
+    """
+    chosen = adopt.named_layers(model, layers)
+    without = [name for name, layer in chosen.items() if getattr(layer, "running_var", 0) is None]
+    if statistics and without:
+        raise ValueError(
+            f"freeze: expected layers with running statistics, got {', '.join(map(repr, without))} "
+            "without; build them with track_running_stats=True, name other layers, or pass "
+            "statistics=False"
+        )
+    for layer in chosen.values():
+        _freeze(layer, statistics, affine)
+    return model
+
+
+def unfreeze(model: Model, layers: Iterable[str] | None = None) -> Model:
+    """Undo `freeze`: class, switches and what asked for a gradient are as before; others stay.
+
+    Args:
+        model: any module.
+        layers: as in `freeze`. Default: all that are frozen.
+
+    Returns:
+        The model.
+
+    """
+    for layer in adopt.named_layers(model, layers).values():
+        before = _before(layer)
+        if before is None:
+            continue
+        for name, parameter in layer.named_parameters(recurse=False):
+            parameter.requires_grad_(before.requires_grad.get(name, parameter.requires_grad))
+        vars(layer).pop("_switches", None)
+        if before.switches is not None:
+            vars(layer)["_switches"] = before.switches
+        _unhook(layer)
+        adopt.change_class(layer, before.kind)
+        del vars(layer)["_livella_frozen"]
+    return model
+
+
+def is_frozen(layer: nn.Module) -> bool:
+    """Whether `freeze` froze the statistics of this layer."""
+    before = _before(layer)
+    return before is not None and before.statistics
+
+
+def _before(layer: nn.Module) -> Frozen | None:
+    found = vars(layer).get("_livella_frozen")
+    return found if isinstance(found, Frozen) else None
+
+
+def _freeze(layer: nn.Module, statistics: bool, affine: bool) -> None:
+    before = _before(layer)
+    if before is None:
+        flags = {n: p.requires_grad for n, p in layer.named_parameters(recurse=False)}
+        before = Frozen(type(layer), vars(layer).get("_switches"), flags, statistics=False)
+    vars(layer)["_livella_frozen"] = before._replace(statistics=before.statistics or statistics)
+    if affine:
+        for parameter in layer.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    if not statistics or before.statistics:
+        return
+    if adopt.can_be_adopted(layer):
+        adopt.change_class(layer, adopt.OURS[type(layer)])
+    if isinstance(layer, _Core):
+        layer.normalize_by, layer.update_running = "running", False
+    else:
+        layer.register_forward_pre_hook(_into_evaluation)
+        layer.register_forward_hook(_out_of_evaluation, always_call=True)
+
+
+# A layer of another class: in evaluation for the call alone. Functions of this module, so that
+# they are copied and pickled with the layer.
+
+
+def _into_evaluation(layer: nn.Module, _args: Any) -> None:
+    vars(layer)["_livella_mode"] = layer.training
+    layer.training = False
+
+
+def _out_of_evaluation(layer: nn.Module, _args: Any, _output: Any) -> None:
+    layer.training = vars(layer).pop("_livella_mode", layer.training)
+
+
+def _unhook(layer: nn.Module) -> None:
+    for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if hook in (_into_evaluation, _out_of_evaluation):
+                del hooks[key]
+                layer._forward_hooks_always_called.pop(key, None)

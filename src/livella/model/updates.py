@@ -1,0 +1,183 @@
+"""When running statistics take in a batch: policies, steps taken back, micro-batches pooled."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from livella.model import adopt, sites
+from livella.model.freeze import is_frozen
+from livella.moments import Moments
+from livella.nn.batch import _Core
+from livella.nn.switched import is_first_pass
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def set_update_policy(model: Model, policy: str, layers: Iterable[str] | None = None) -> Model:
+    """Say when running statistics take in a batch.
+
+    - "torch": at every call in training mode, as torch does, to the bit.
+    - "guarded": once for each batch of a step, under activation checkpointing of either kind too;
+      never in a pass without gradients; never from a batch with NaN or infinity, which is counted
+      instead (`skipped_updates`) and told once; and the averages stay in float32 or better
+      whatever the model's dtype, as in bfloat16 they come to rest before they arrive.
+
+    Torch's own `BatchNorm1d/2d/3d` become the Livella layers of the same name, in place.
+
+    Args:
+        model: any module.
+        policy: "torch" or "guarded".
+        layers: names of batch norms, or of modules that hold them. Default: all.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: an unknown policy, a name without batch norms.
+
+    Warns:
+        UserWarning: names batch norms of other classes, which keep updating as they did.
+
+    """
+    if policy not in ("torch", "guarded"):
+        raise ValueError(f'set_update_policy: expected "torch" or "guarded", got {policy!r}')
+    others = []
+    for name, layer in adopt.named_layers(model, layers).items():
+        if adopt.can_be_adopted(layer):
+            adopt.change_class(layer, adopt.OURS[type(layer)])
+        if isinstance(layer, _Core):
+            layer.update_policy = policy
+        else:
+            others.append(f"{name or 'the model itself'} ({type(layer).__name__})")
+    if others and policy != "torch":
+        warnings.warn(
+            f"set_update_policy: left alone, being of another class: {', '.join(others)}; "
+            "they update as before",
+            stacklevel=2,
+        )
+    return model
+
+
+def skipped_updates(model: nn.Module) -> dict[str, int]:
+    """Give, for each guarded layer, how many batches with NaN or infinity it kept out."""
+    return {
+        name: int(layer.skipped_batches)
+        for name, layer in model.named_modules()
+        if isinstance(layer, _Core) and layer.update_policy == "guarded"
+    }
+
+
+class Step:
+    """The running statistics of a model as they were before a step of training."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._before = [
+            (buffer, buffer.detach().clone())
+            for layer in model.modules()
+            if sites.is_batch_norm(layer)
+            for buffer in layer.buffers(recurse=False)
+        ]
+
+    @torch.no_grad()
+    def take_back(self) -> None:
+        """Make running statistics and counters what they were, bit for bit."""
+        for buffer, value in self._before:
+            buffer.copy_(value)
+
+
+@contextmanager
+def step(model: nn.Module, scaler: torch.amp.GradScaler | None = None) -> Iterator[Step]:
+    """Run one step of training so that its updates of the running statistics can be taken back.
+
+    With a loss scaler they are taken back by themselves where it skipped the step: where
+    `scaler.update()`, called inside, lowered the scale. After an exception they are taken back too.
+
+    Args:
+        model: any module, with torch's batch norms or Livella's.
+        scaler: the one that runs the optimizer's step. Default: none.
+
+    Yields:
+        The step, to call `take_back()` on.
+
+    Example:
+        >>> with step(model, scaler):
+        ...     scaler.scale(loss(model(x), y)).backward()
+        ...     scaler.step(optimizer)
+        ...     scaler.update()
+
+    """
+    scale = None if scaler is None else scaler.get_scale()
+    begun = Step(model)
+    try:
+        yield begun
+    except BaseException:
+        begun.take_back()
+        raise
+    if scaler is not None and scale is not None and scaler.get_scale() < scale:
+        begun.take_back()
+
+
+@contextmanager
+def pooled_updates(model: nn.Module) -> Iterator[None]:
+    """Let the running statistics take in all micro-batches of a step as the one batch they are.
+
+    For gradient accumulation: each micro-batch is still normalized by itself (`accumulate` is
+    exact in that too), but at the end of the block every layer in training takes in once the
+    merged moments of all that it was given, the variance between micro-batches included, by
+    torch's rule. After an exception nothing is taken in.
+
+    Passes without gradients, and repeated ones under activation checkpointing, do not count.
+
+    Example:
+        >>> with pooled_updates(model):
+        ...     for x, y in micro_batches:
+        ...         (loss(model(x), y) / len(micro_batches)).backward()
+        >>> optimizer.step()
+
+    """
+    layers = [m for m in model.modules() if sites.is_batch_norm(m) and not is_frozen(m)]
+    seen: dict[_NormBase, Moments] = {}
+
+    def look(layer: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not (layer.training and layer.track_running_stats and is_first_pass()):
+            return
+        x: Tensor = args[0] if args else named["input"]
+        part = Moments.of(x.detach(), mask=named.get("mask"))
+        seen[layer] = seen[layer].merge(part) if layer in seen else part
+
+    before = Step(model)
+    with ExitStack() as cleanup:
+        for layer in layers:
+            hook = layer.register_forward_pre_hook(look, with_kwargs=True)
+            cleanup.callback(hook.remove)
+        try:
+            yield
+        finally:
+            before.take_back()
+    for layer, moments in seen.items():
+        _take_in(layer, moments)
+
+
+@torch.no_grad()
+def _take_in(layer: _NormBase, moments: Moments) -> None:
+    """By torch's rule: momentum, the unbiased variance, one batch more."""
+    mean, var, counter = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    if mean is None or var is None or int(torch.as_tensor(moments.count)) < 2:
+        return
+    variance = moments.variance(unbiased=True)
+    guarded = isinstance(layer, _Core) and layer.update_policy == "guarded"
+    if guarded and not (moments.mean.isfinite().all() and variance.isfinite().all()):
+        return
+    share = layer.momentum
+    if counter is not None:
+        counter.add_(1)
+        share = 1 / int(counter) if share is None else share
+    for running, new in ((mean, moments.mean), (var, variance)):
+        running.copy_(torch.lerp(running.to(new.dtype), new, share or 0.0))
