@@ -114,6 +114,8 @@ def backward(
     activation: str | None,
     *,
     from_batch: bool,
+    in_all: Callable[[Tensor], Tensor] | None = None,
+    count: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Take the gradient back through `forward`: the chain rule of section 3, summed up.
 
@@ -135,6 +137,9 @@ def backward(
         mask: true where valid; elsewhere all gradients are zero.
         activation: a key of `ACTIVATIONS`, or none.
         from_batch: whether μ and σ² are the moments of this x.
+        in_all: where x is part of the batch that μ and σ² are of, what makes the sums over this
+            part those over the whole, given and returned with shape (2, C): dγ, dβ.
+        count: m, where x is part of that batch.
 
     Returns:
         dx, dγ, dβ and dr, dx in the dtype of x and the others in that of the computation.
@@ -155,9 +160,12 @@ def backward(
 
     dx = dz
     if from_batch:
-        m = at_least(1, count_elements(x.shape, mask=mask))
-        dx = dz - across(dbias / m, x.dim())
-        dx = torch.addcmul(dx, normalized, across(dweight / m, x.dim()), value=-1)
+        m = at_least(1, count_elements(x.shape, mask=mask) if count is None else count)
+        totals = torch.stack([dweight, dbias])
+        if in_all is not None:
+            totals = in_all(totals)
+        dx = dz - across(totals[1] / m, x.dim())
+        dx = torch.addcmul(dx, normalized, across(totals[0] / m, x.dim()), value=-1)
     scale = inverse if weight is None else inverse * weight.to(inverse.dtype)
     return only(valid, dx * across(scale, x.dim())).to(dtype), dweight, dbias, dz
 

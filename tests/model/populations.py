@@ -1,16 +1,12 @@
-"""A network with all that makes statistics hard, the truth about it, and processes."""
+"""A network with all that makes statistics hard, and the truth about it."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import livella
@@ -99,29 +95,3 @@ def furthest(found: PopulationEstimate, wanted: dict[str, tuple[Tensor, Tensor]]
         float(((found.layers[name].variance - var) / var).abs().max())
         for name, (_, var) in wanted.items()
     )
-
-
-def in_processes(
-    work: Callable[[int, int], Any], world: int, folder: Path, timeout: int = 60
-) -> list[Any]:
-    """Run work(rank, world) in gloo processes; gives what each returned, or its error."""
-    torch.multiprocessing.start_processes(
-        _child, (work, world, folder, timeout), nprocs=world, start_method="spawn"
-    )
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
-
-
-def _child(
-    rank: int, work: Callable[[int, int], Any], world: int, folder: Path, timeout: int
-) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", f"file://{folder}/meet", timedelta(seconds=timeout), world, rank
-    )
-    try:
-        result = work(rank, world)
-    except Exception as error:
-        result = f"{type(error).__name__}: {error}"
-    torch.save(result, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()

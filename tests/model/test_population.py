@@ -12,7 +12,8 @@ from torch.optim.swa_utils import update_bn as torch_update_bn
 
 import livella
 from livella.model.population import estimate_population, update_bn
-from tests.model.populations import MEASURED, data, estimate, furthest, hard, in_processes, truth
+from tests.model.populations import MEASURED, data, estimate, furthest, hard, truth
+from tests.processes import in_processes
 
 
 def state(model: nn.Module) -> dict[str, object]:

@@ -120,6 +120,8 @@ def test_copies_and_files_keep_the_switches_and_state_dict_does_not_show_them():
     assert not hasattr(layer, "skipped_batches")
 
 
+# The compiler itself makes an instance of autograd.Function, and warns of it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("switch", [{"normalize_by": "running"}, {"update_policy": "guarded"}])
 def test_a_compiled_layer_does_the_same(switch):
     torch.compiler.reset()

@@ -9,3 +9,5 @@ from livella.nn.batch import BatchNormAct3d as BatchNormAct3d
 from livella.nn.factory import KINDS as KINDS
 from livella.nn.factory import make_norm as make_norm
 from livella.nn.rms import RMSNorm as RMSNorm
+from livella.nn.sync import SyncBatchNorm as SyncBatchNorm
+from livella.nn.sync import SyncBatchNormAct as SyncBatchNormAct

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from livella.nn.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from livella.nn.rms import RMSNorm
+from livella.nn.sync import SyncBatchNorm
 
 
 def make_norm(kind: str, num_features: int, ndim: int, **options: Any) -> nn.Module:
@@ -19,6 +20,7 @@ def make_norm(kind: str, num_features: int, ndim: int, **options: Any) -> nn.Mod
     |------------|----------------------------------------|--------------------------------------|
     | "none"     | nothing                                | `torch.nn.Identity`                  |
     | "batch"    | one channel of the batch               | `livella.nn.BatchNorm1d/2d/3d`       |
+    | "sync"     | one channel of all processes' batches  | `livella.nn.SyncBatchNorm`           |
     | "layer"    | one sample, channels and space         | `torch.nn.GroupNorm`, one group      |
     | "instance" | one channel of one sample              | `torch.nn.InstanceNorm1d/2d/3d`      |
     | "group"    | one group of channels of one sample    | `torch.nn.GroupNorm`                 |
@@ -29,8 +31,8 @@ def make_norm(kind: str, num_features: int, ndim: int, **options: Any) -> nn.Mod
         num_features: C, the number of channels.
         ndim: 1, 2 or 3, as in `BatchNorm{ndim}d`: 1 serves (N, C) and (N, C, L).
         options: passed to the layer, such as `eps`, `affine`, `device`, `dtype`, `activation`
-            ("batch" only) and `num_groups` ("group" only; by default the largest divisor of C not
-            above 32 nor, from two channels on, above C/2). Every kind is affine by default,
+            ("batch" and "sync") and `num_groups` ("group" only; by default the largest divisor of
+            C not above 32 nor, from two channels on, above C/2). Every kind is affine by default,
             "instance" too. "none" takes any and uses none.
 
     Returns:
@@ -79,6 +81,7 @@ _layer = partial(nn.GroupNorm, 1)
 _LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "none": (nn.Identity, nn.Identity, nn.Identity),
     "batch": (BatchNorm1d, BatchNorm2d, BatchNorm3d),
+    "sync": (SyncBatchNorm, SyncBatchNorm, SyncBatchNorm),
     "layer": (_layer, _layer, _layer),
     "instance": (
         partial(_InstanceNorm1d, affine=True),

@@ -82,7 +82,7 @@ def forward(
             mean, var = mean.clone(), var.clone()
         y = normalize(running_mean=mean, running_var=var)
         if updates:
-            _take_in(layer, *_measured(x, mask), guarded=guarded)
+            take_in(layer, *_measured(x, mask), guarded=guarded)
         return y
     if not updates:
         return normalize(running_mean=None, running_var=None, training=True, momentum=0.0)
@@ -106,7 +106,7 @@ def forward(
         momentum=1.0,
         num_batches_tracked=counter,
     )
-    _take_in(layer, batch_mean, batch_var, counter > 0, guarded=True)
+    take_in(layer, batch_mean, batch_var, counter > 0, guarded=True)
     return y
 
 
@@ -129,7 +129,7 @@ def _measured(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _take_in(layer: _Core, mean: Tensor, var: Tensor, enough: Tensor, *, guarded: bool) -> None:
+def take_in(layer: _Core, mean: Tensor, var: Tensor, enough: Tensor, *, guarded: bool) -> None:
     """Take a batch into the averages, where it had two values or more; if guarded, finite ones."""
     counter = layer.num_batches_tracked
     taken = enough
