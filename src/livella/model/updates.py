@@ -162,14 +162,19 @@ def pooled_updates(model: nn.Module) -> Iterator[None]:
         finally:
             before.take_back()
     for layer, moments in seen.items():
-        _take_in(layer, moments)
+        take_in(layer, moments)
 
 
 @torch.no_grad()
-def _take_in(layer: _NormBase, moments: Moments) -> None:
-    """By torch's rule: momentum, the unbiased variance, one batch more."""
+def take_in(layer: _NormBase, moments: Moments) -> None:
+    """Take a batch into the running statistics of a layer in training, where it has any.
+
+    By torch's rule: momentum, the unbiased variance, one batch more; as its switches and its policy
+    say, where it is one of Livella's.
+    """
     mean, var, counter = layer.running_mean, layer.running_var, layer.num_batches_tracked
-    if mean is None or var is None or int(torch.as_tensor(moments.count)) < 2:
+    updates = layer.track_running_stats and getattr(layer, "update_running", True)
+    if mean is None or var is None or not updates or int(torch.as_tensor(moments.count)) < 2:
         return
     variance = moments.variance(unbiased=True)
     guarded = isinstance(layer, _Core) and layer.update_policy == "guarded"
