@@ -117,6 +117,12 @@ def _alternatives(t: Trial, right: int) -> Outcome:
     return climbing(top=0.9 + (0.05 * right if t.network.norm == "batch" else 0))
 
 
+def _inference(t: Trial, right: int) -> Outcome:
+    """The population is ahead of the running averages and of the mini-batch alike."""
+    points = ((0.85 + 0.05 * right, 0.85),) * len(STEPS)
+    return _probed(climbing(top=0.85), inference=points)
+
+
 PAPER: dict[str, Callable[[Trial, int], Outcome]] = {
     "convergence": _convergence,
     "learning_rate": _learning_rate,
@@ -125,5 +131,6 @@ PAPER: dict[str, Callable[[Trial, int], Outcome]] = {
     "regularization": _regularization,
     "batch_size": _batch_size,
     "alternatives": _alternatives,
+    "inference": _inference,
 }
 """By claim, the outcome of a trial in a world where its paper is right by so much."""

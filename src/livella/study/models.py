@@ -48,6 +48,8 @@ class Network:
     """"he", or "normal:0.1" for a normal distribution of that standard deviation."""
     dropout: float = 0.0
     noise: bool = False
+    norm_momentum: float = 0.0
+    """Momentum of the running averages of batch norm; 0 stands for the layer's own."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def _site(network: Network, width: int, ndim: int) -> nn.Module:
 
 def _as_asked(norm: nn.Module, network: Network) -> nn.Module:
     """The normalization as the network wants it: over part of the batch, or with noise after."""
+    if network.norm_momentum and sites.is_batch_norm(norm):
+        norm.momentum = network.norm_momentum
     if network.norm_batch and sites.is_batch_norm(norm):
         norm = MicroBatches(norm, network.norm_batch)
     return nn.Sequential(norm, ShiftNoise()) if network.noise else norm

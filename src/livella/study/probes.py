@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from livella.moments import Moments
+from livella.study import evaluate
 from livella.study.data import Part
 from livella.study.models import Built
 
@@ -22,10 +23,21 @@ Probe = Callable[[], tuple[float, ...]]
 T = TypeVar("T")
 
 
-def make(kind: str, built: Built, part: Part) -> Probe | None:
-    """The probe that a trial asks for by name, on the first examples of `part`."""
+def make(
+    kind: str, built: Built, part: Part, test: Part | None = None, batch: int = 1
+) -> Probe | None:
+    """The probe that a trial asks for by name, on the first examples of `part`.
+
+    "inference" looks at all of it, and at the test part in batches of this size.
+    """
     if not kind:
         return None
+    if kind == "inference":
+        assert test is not None, "a trial has one"
+        return lambda: (
+            evaluate.by_population(built.model, part, test),
+            evaluate.by_mini_batch(built.model, test, batch),
+        )
     makers: dict[str, Callable[[Built, Part], Probe]] = {"shift": _shift, "gradients": _gradients}
     return makers[kind](built, (part[0][:PROBE_EXAMPLES], part[1][:PROBE_EXAMPLES]))
 

@@ -16,7 +16,7 @@ import filelock
 from livella.study.errors import StudyError
 from livella.study.trial import Outcome, Trial
 
-FORMAT = 1
+FORMAT = 2
 """Raised when lines are written otherwise, or when the same trial would come out otherwise: older
 lines are then set aside and their trials run again."""
 

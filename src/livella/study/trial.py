@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from livella.study import data, models, probes
 from livella.study.data import Part
+from livella.study.evaluate import EVALUATION_EXAMPLES, accuracy
 from livella.study.models import Built, Network
-
-EVALUATION_EXAMPLES = 2000
-"""The points of a learning curve use at most so many examples; the last point uses all."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Trial:
     evaluations: int = 20
     """Points of the learning curve, evenly spaced in steps."""
     probe: str = ""
-    """"shift" or "gradients": what is measured besides, at every point of the curve."""
+    """"shift", "gradients", "inference": what is measured besides, at every point of the curve."""
     version: str = ""
     """A digest of the user's files, so that an edited file makes new trials."""
 
@@ -67,6 +65,8 @@ class Outcome:
     """By point, then layer: how far the layer's input moved since the point before."""
     gradients: tuple[tuple[float, ...], ...] = ()
     """By point, then layer: the norm of the loss gradient at the layer's pre-activation."""
+    inference: tuple[tuple[float, ...], ...] = ()
+    """By point: the test accuracy by population statistics, and by those of test batches."""
     error: str = ""
     """The exception that ended the trial, if one did; nothing else is then filled."""
 
@@ -124,7 +124,9 @@ class _Training:
         optimizer = torch.optim.SGD(
             self.built.model.parameters(), lr=trial.rate, momentum=trial.momentum
         )
-        probe = probes.make(trial.probe, self.built, self.dataset.train)
+        probe = probes.make(
+            trial.probe, self.built, self.dataset.train, self.dataset.test, trial.batch
+        )
         batches = _batches(self._training_part(), self._batch_size(), trial.seed)
         done = 0
         for point in _points(trial):
@@ -180,6 +182,7 @@ class _Training:
             diverged=diverged,
             shift=tuple(self.probed) if self.trial.probe == "shift" else (),
             gradients=tuple(self.probed) if self.trial.probe == "gradients" else (),
+            inference=tuple(self.probed) if self.trial.probe == "inference" else (),
         )
 
 
@@ -198,15 +201,3 @@ def _batches(part: Part, size: int, seed: int) -> Iterator[Part]:
         for picked in torch.randperm(len(x), generator=order).split(size):
             if len(picked) == size:
                 yield x[picked], y[picked]
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, part: Part, limit: int | None = None) -> float:
-    """The share of examples classified right, in inference mode."""
-    model.eval()
-    x, y = part[0][:limit], part[1][:limit]
-    right = sum(
-        torch.count_nonzero(model(xs).argmax(dim=1) == ys).item()
-        for xs, ys in zip(x.split(1000), y.split(1000), strict=True)
-    )
-    return right / len(x)

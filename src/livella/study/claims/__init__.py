@@ -9,6 +9,7 @@ from livella.study.claims import (
     convergence,
     covariate_shift,
     gradient_flow,
+    inference,
     learning_rate,
     regularization,
 )
@@ -20,5 +21,6 @@ CLAIMS: tuple[Claim, ...] = (
     gradient_flow.CLAIM,
     regularization.CLAIM,
     batch_size.CLAIM,
+    inference.CLAIM,
     alternatives.CLAIM,
 )
