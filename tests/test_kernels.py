@@ -499,3 +499,36 @@ def test_other_instruction_sets(isa):
     if "names no instruction set of this machine" in said:
         pytest.skip(f"this machine has no {isa}")
     assert result.returncode == 0, said
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 16, 49, 4096, 4097, 20_001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_row_moments_agree_with_the_definition(length, dtype):
+    x = (3 * normal((5, length)) + torch.arange(5).view(5, 1)).to(dtype)
+    found = torch.ops.livella.row_moments(x)
+    wide_x = x.double()
+    mean = wide_x.mean(1)
+    near = 1e-12 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(found[0], mean, rtol=near, atol=near)
+    m2 = (wide_x - mean.view(5, 1)).square().sum(1)
+    torch.testing.assert_close(found[1], m2, rtol=10 * near, atol=1e-12)
+
+
+def test_row_moments_of_rows_far_from_zero_and_not_finite():
+    x = (1e4 + 1e-2 * normal((3, 5000))).float()
+    found = torch.ops.livella.row_moments(x)
+    torch.testing.assert_close(
+        found[1] / 5000, x.double().var(1, unbiased=False), rtol=1e-5, atol=0
+    )
+    x[1, 7] = torch.nan
+    again = torch.ops.livella.row_moments(x)
+    assert torch.equal(again[:, 0], found[:, 0])
+    assert again[:, 1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "x", [torch.ones(0, 3), torch.ones(4, 3).T, torch.ones(4), torch.ones(2, 3).int()]
+)
+def test_row_moments_refuse_what_is_no_dense_matrix(x):
+    with pytest.raises(RuntimeError, match="livella: expected"):
+        torch.ops.livella.row_moments(x)

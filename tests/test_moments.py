@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from livella.moments import Moments
+from tests.processes import in_processes
 
 SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=5).map(tuple)
 SEEDS = st.integers(0, 2**31 - 1)
@@ -163,3 +164,79 @@ def test_moments_can_be_differentiated_twice(masked):
 
     assert torch.autograd.gradcheck(measure, x)
     assert torch.autograd.gradgradcheck(measure, x)
+
+
+def test_nothing_is_neutral():
+    x = draw((7, 3), 0)
+    for merged in (
+        Moments.empty(3).merge(Moments.of(x)),
+        Moments.of(x).merge(Moments.empty(3)),
+        Moments.of(x).merge(Moments.of(x[:0])),
+    ):
+        assert_same(merged, Moments.of(x), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"moments of \(3,\) channels, got \(2,\)"):
+        Moments.empty(3).merge(Moments.empty(2))
+
+
+def test_merging_is_exact_in_float64_for_float32_parts():
+    x = 1e4 + 1e-2 * torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    merged = Moments.empty(3)
+    for part in x.split(1):
+        merged = merged.merge(Moments.of(part))
+    assert_close(merged.variance(unbiased=True), x.double().var(0), rtol=1e-9, atol=0)
+
+
+def _reduced(rank, world):
+    x = draw((9, 3), 0).float()
+    part = (x[:0], x[:2], x[2:])[rank]
+    moments = Moments.of(part).all_reduce()
+    return int(moments.count[0]), moments.mean, moments.m2
+
+
+def test_all_reduce_over_ranks_of_different_and_zero_counts(tmp_path):
+    x = draw((9, 3), 0).float()
+    results = in_processes(_reduced, 3, tmp_path)
+    for count, mean, m2 in results:
+        assert count == 9
+        assert_close(mean, x.double().mean(0), rtol=1e-6, atol=0)
+        assert_close(m2 / 8, x.double().var(0), rtol=1e-6, atol=0)
+        assert torch.equal(mean, results[0][1])
+    alone = Moments.of(x)
+    assert alone.all_reduce() is alone
+
+
+def test_blend_moves_mean_and_variance_between_the_two():
+    a, b = Moments.of(draw((7, 2), 1)), Moments.of(draw((90, 2), 2) * 3 + 10)
+    half = a.blend(b, 0.5)
+    assert_close(half.mean, (a.mean + b.mean) / 2)
+    variances = [m.variance(unbiased=False) for m in (a, b)]
+    assert_close(half.variance(unbiased=False), (variances[0] + variances[1]) / 2)
+    for share, end in ((0.0, a), (1.0, b)):
+        assert_close(a.blend(b, share).mean, end.mean)
+        assert_close(a.blend(b, share).variance(unbiased=False), end.variance(unbiased=False))
+    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
+        a.blend(b, 1.5)
+
+
+def test_to_and_from_a_layer():
+    layer = torch.nn.BatchNorm1d(3)
+    moments = Moments.of(draw((20, 3), 0).float())
+    moments.store_in(layer)
+    assert_close(layer.running_mean, moments.mean)
+    assert_close(layer.running_var, moments.variance(unbiased=True))
+    back = Moments.of_layer(layer, count=20)
+    assert_close(back.mean.float(), moments.mean)
+    assert_close(back.m2.float(), moments.m2)
+    before = layer.running_var.clone()
+    for bad, words in (
+        (Moments.of(torch.ones(1, 3)), "two values or more"),
+        (Moments.of(torch.full((4, 3), math.nan)), "finite"),
+        (Moments.of(torch.ones(4, 2)), "channels"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bad.store_in(layer)
+        assert torch.equal(layer.running_var, before)
+    with pytest.raises(ValueError, match="count of two or more"):
+        Moments.of_layer(layer, count=1)
+    with pytest.raises(ValueError, match="expected a layer with running averages"):
+        moments.store_in(torch.nn.BatchNorm1d(3, track_running_stats=False))

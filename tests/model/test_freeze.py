@@ -70,6 +70,15 @@ def test_facts_4_5_torchs_way_is_undone_by_train_and_this_one_is_not():
     assert not torch.equal(convolution, model.stem[0].weight)
 
 
+def test_facts_4_5_statistics_switched_off_still_train_by_the_batch_in_torch():
+    x = torch.randn(8, 4) + 3
+    theirs, ours = nn.BatchNorm1d(4), livella.nn.BatchNorm1d(4)
+    theirs.track_running_stats = False
+    ours.normalize_by, ours.update_running = "running", False
+    assert not torch.allclose(theirs.train()(x), theirs.eval()(x), atol=0.5)
+    torch.testing.assert_close(ours.train()(x), ours.eval()(x))
+
+
 def test_a_frozen_model_gives_in_training_what_it_gives_in_evaluation():
     model = Net()
     train(model)

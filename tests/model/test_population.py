@@ -1,6 +1,5 @@
 """The statistics of the training set: against all data at once, and what a failure leaves."""
 
-import copy
 import dataclasses
 from typing import NamedTuple
 
@@ -325,16 +324,50 @@ def test_averaged_weights_get_statistics_of_their_own():
     assert torch.equal(found.layers["module.last"].variance, wanted.layers["last"].variance)
 
 
-def test_update_bn_takes_the_place_of_torchs():
+def small() -> nn.Sequential:
+    model = nn.Sequential(nn.BatchNorm1d(5, momentum=0.3), nn.Dropout(), nn.BatchNorm1d(5))
+    model[2].eval()
+    return model
+
+
+def test_facts_4_2_update_bn_takes_the_place_of_torchs():
     x = torch.randn(401, 5, generator=torch.Generator().manual_seed(0)).sort(0).values
-    ours = nn.Sequential(nn.BatchNorm1d(5, momentum=0.3), nn.Dropout(), nn.Linear(5, 5))
-    theirs = copy.deepcopy(ours)
-    update_bn(list(x.split(100)), ours)
-    torch_update_bn(x.split(100)[:-1], theirs)  # it cannot take a batch of one
+    ours, theirs = small(), small()
     truth = x.double().var(0)
+    # Torch's: a batch of one ends it half-way, and a dict at once.
+    with pytest.raises(ValueError, match="Expected more than 1 value"):
+        torch_update_bn(x.split(100), theirs)
+    assert theirs[0].momentum is None
+    theirs = small()
+    theirs[2].running_mean.fill_(5)
+    torch_update_bn(x.split(100)[:-1], theirs)
+    assert theirs[0].running_var.double().div(truth).max() < 0.5
+    assert not theirs[2].running_mean.eq(5).all()  # frozen, and reset all the same
+    ours[2].running_mean.fill_(5)
+    update_bn(list(x.split(100)), ours)
     assert torch.allclose(ours[0].running_var.double(), truth, rtol=1e-6)
-    assert not torch.allclose(theirs[0].running_var.double(), truth, rtol=0.05)
+    assert ours[2].running_mean.eq(5).all()
     assert ours[0].momentum == 0.3
+    model = nn.Sequential(nn.BatchNorm1d(5))
+    with pytest.raises(AttributeError, match="'dict' object"):
+        torch_update_bn([{"input": x}], model)
+    update_bn([{"input": x}], model)
+    assert torch.allclose(model[0].running_var.double(), truth, rtol=1e-6)
+
+
+def test_facts_4_3_a_large_mean_spoils_means_of_squares_and_not_this():
+    g = torch.Generator().manual_seed(0)
+    batches = [1000 + 0.1 * torch.randn(64, 4, generator=g) for _ in range(10)]
+    truth = torch.cat(batches).double().var(0)
+    # As other tools do, from layers at momentum one: E[x²] − E[x]², in the buffers' dtype.
+    layer, squares, means = nn.BatchNorm1d(4, momentum=1.0), 0, 0
+    for batch in batches:
+        layer(batch)
+        squares = squares + (layer.running_mean.square() + layer.running_var * 63 / 64) / 10
+        means = means + layer.running_mean / 10
+    assert ((squares - means.square()) / truth - 1).abs().max() > 0.5
+    found = estimate_population(nn.Sequential(nn.BatchNorm1d(4)), batches).layers["0"].variance
+    assert torch.allclose(found, truth, rtol=1e-9)
 
 
 def test_an_accelerated_and_a_compiled_model():

@@ -217,6 +217,26 @@ def network() -> nn.Sequential:
     )  # fmt: skip
 
 
+def _torchs(rank: int, world: int) -> None:
+    nn.SyncBatchNorm(4)(torch.randn(3, 4))
+
+
+def test_facts_4_7_torchs_refuses_the_cpu(tmp_path):
+    for result in in_processes(_torchs, 2, tmp_path):
+        assert "expected input tensor to be on GPU" in result
+
+
+def test_facts_4_7_torchs_converter_drops_a_forward():
+    x = torch.randn(4, 3, 2, 2)
+    theirs = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(Own(3)).eval())
+    ours = nn.Sequential(Own(3)).eval()
+    with pytest.warns(UserWarning, match="left alone"):
+        SyncBatchNorm.convert(ours)
+    assert not torch.allclose(theirs(x), ours(x))
+    torch.testing.assert_close(ours(x), Own(3).eval()(x))
+    assert SyncBatchNorm(3)(x).shape == x.shape
+
+
 def test_convert_and_revert_keep_everything():
     model = network()
     kinds, layers = [type(m) for m in model], list(model)

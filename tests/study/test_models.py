@@ -36,7 +36,7 @@ def test_every_kind_can_be_swapped_into_a_users_network_and_trained(name, kind):
     built = build(name, kind)
     inside = set(built.model.modules())
     assert set(built.sites) <= inside
-    assert any(map(sites.is_batch_norm, inside)) == (kind == "batch")
+    assert any(map(sites.is_batch_norm, inside)) == (kind in ("batch", "sync"))
     train_one_step(built.model)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,7 +53,7 @@ def _hooks(name: str, layer: nn.Module, watch: _Watch, calls: Dependencies) -> I
     def before(_layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         site = (name, made[0])
         made[0] += 1
-        calls[site] = watch.of((args, named))
+        calls[site] = watch.of((args, named)) | watch.everywhere
         watch.so_far |= {site}
 
     def after(_layer: nn.Module, _args: Any, output: Any) -> None:
@@ -72,16 +71,16 @@ class _Watch(TorchDispatchMode):
         # Weak references: memory may be freed, but its address is then not taken for another's.
         self._of: dict[StorageWeakRef, frozenset[Site]] = {}
         self.so_far: frozenset[Site] = frozenset()
-        self._everywhere: frozenset[Site] = frozenset()
+        self.everywhere: frozenset[Site] = frozenset()
         for memory in _memories(known):
             self._of[memory] = frozenset()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        before = self.of((args, kwargs)) | self._everywhere
+        before = self.of((args, kwargs)) | self.everywhere
         result = func(*args, **kwargs)
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self._everywhere |= before  # a number now, and whatever is decided by it
+        if isinstance(result, bool | int | float | complex):
+            self.everywhere |= before  # a number now, and whatever is decided by it
         self.add(result, before)
         self.add(list(_written(func, args, kwargs)), before)
         return result
