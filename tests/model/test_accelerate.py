@@ -7,8 +7,6 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F  # noqa: N812  the usual name
 from torch import nn
 from torch.testing import assert_close
@@ -16,6 +14,7 @@ from torch.testing import assert_close
 import livella
 from livella import accelerate
 from tests.model.zoo import ZOO, shown_as_fused
+from tests.processes import in_processes
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -226,30 +225,23 @@ def test_the_root_may_be_a_norm(norm, faster, shape):
 # Two processes
 
 
-def _train_on_one_rank(rank, address, results):
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    try:
-        torch.set_num_threads(1)
-        outcomes = []
-        for model in build("ResNet")[:2]:
-            wrapped = nn.parallel.DistributedDataParallel(model)
-            optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
-            for step in range(3):
-                torch.manual_seed(10 * step + rank)
-                loss = wrapped(torch.randn(4, 3, 16, 16).double()).square().sum()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            outcomes.append(model.state_dict())
-        torch.save(outcomes, f"{results}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def _trained(rank, world):
+    outcomes = []
+    for model in build("ResNet")[:2]:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+        for step in range(3):
+            torch.manual_seed(10 * step + rank)
+            loss = wrapped(torch.randn(4, 3, 16, 16).double()).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        outcomes.append(model.state_dict())
+    return outcomes
 
 
 def test_data_parallel_training_on_two_processes(tmp_path):
-    address = f"file://{tmp_path}/meeting"
-    mp.spawn(_train_on_one_rank, (address, str(tmp_path)), nprocs=2)
-    (plain, fast), (_, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (plain, fast), (_, other) = in_processes(_trained, 2, tmp_path)
     assert_close(dict(fast), dict(plain), **EXACT)
     weights = [name for name in fast if "running" not in name]
     assert_close({n: fast[n] for n in weights}, {n: other[n] for n in weights}, rtol=0, atol=0)

@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import livella
 from livella.model.freeze import freeze, is_frozen, unfreeze
 from tests.model.test_population import assert_untouched, state
+from tests.processes import in_processes
 
 
 class Scaled(nn.BatchNorm2d):
@@ -163,16 +163,16 @@ def test_a_failing_call_leaves_the_mode():
     assert model.body[1].running_var.eq(1).all()
 
 
+def _trained_frozen(rank, world):
+    model = nn.parallel.DistributedDataParallel(freeze(Net()))
+    before = norms(model.module)
+    train(model)
+    return before, norms(model.module)
+
+
 def test_distributed_data_parallel(tmp_path):
-    dist.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        model = nn.parallel.DistributedDataParallel(freeze(Net()))
-        before = norms(model.module)
-        train(model)
-        after = norms(model.module)
+    for before, after in in_processes(_trained_frozen, 2, tmp_path):
         assert all(torch.equal(before[name], after[name]) for name in before)
-    finally:
-        dist.destroy_process_group()
 
 
 def test_synchronized_layers_of_torch_are_frozen_too():
