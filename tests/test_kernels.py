@@ -479,6 +479,75 @@ def test_two_gigabytes_and_a_little():
         del y, last
 
 
+# What samples contribute
+
+
+def contributed(x: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """By numpy's mean and covariance, in float64."""
+    values = x.double().flatten(2) if x.dim() > 2 else x.double()[:, :, None]
+    n, channels, k = values.shape
+    found = []
+    for c in range(channels):
+        of = values[:, c].numpy()
+        shares = np.stack(
+            [np.full(n, k), (of - float(centre[c])).sum(1), ((of - float(centre[c])) ** 2).sum(1)]
+        )
+        products = np.atleast_2d(np.cov(shares, ddof=0)) * n
+        ends = [of.size, of.mean(), of.var() * of.size]
+        found.append([*ends, *shares.mean(1), *products[np.triu_indices(3)]])
+    return torch.tensor(np.array(found).T)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1), (7, 3), (40, 200), (1, 3, 2), (5, 2, 49), (3, 70, 5, 6), (2, 5, 20_001), (9, 1, 1, 1)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("last", [False, True])
+def test_contributions_agree_with_the_definition(shape, dtype, last):
+    x = (3 * normal(shape) + torch.arange(shape[1]).view(-1, *[1] * (len(shape) - 2))).to(dtype)
+    if last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    centre = torch.arange(shape[1]).double() + 0.5
+    found, expected = torch.ops.livella.contributions(x, centre), contributed(x, centre)
+    near = 1e-11 if dtype == torch.float64 else 2e-6
+    scale = expected.abs().max().item()  # q·q, which the others are small beside
+    torch.testing.assert_close(found[:6], expected[:6], rtol=near, atol=near)
+    torch.testing.assert_close(found[6:], expected[6:], rtol=10 * near, atol=near * scale)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_contributions_far_from_zero_and_not_finite(last):
+    x = (1e4 + 1e-2 * normal((6, 3, 500))).float()
+    if last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    centre = x.double().mean((0, 2))
+    found = torch.ops.livella.contributions(x, centre)
+    variance = x.double().movedim(1, 0).flatten(1).var(1, unbiased=False)
+    torch.testing.assert_close(found[2] / found[0], variance, rtol=1e-5, atol=0)
+    for value in (torch.nan, torch.inf):
+        x[4, 1, 7] = value
+        again = torch.ops.livella.contributions(x, centre)
+        assert torch.equal(again[:, [0, 2]], found[:, [0, 2]])
+        assert not again[1:3, 1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("x", "centre"),
+    [
+        (torch.ones(0, 3), torch.ones(3).double()),
+        (torch.ones(4), torch.ones(1).double()),
+        (torch.ones(2, 3).int(), torch.ones(3).double()),
+        (torch.ones(2, 3, 4)[:, :, ::2], torch.ones(3).double()),
+        (torch.ones(2, 3), torch.ones(2).double()),
+        (torch.ones(2, 3), torch.ones(3)),
+    ],
+)
+def test_contributions_refuse_what_is_not_theirs(x, centre):
+    with pytest.raises(RuntimeError, match="livella: "):
+        torch.ops.livella.contributions(x, centre)
+
+
 # The other instruction sets
 
 
@@ -499,36 +568,3 @@ def test_other_instruction_sets(isa):
     if "names no instruction set of this machine" in said:
         pytest.skip(f"this machine has no {isa}")
     assert result.returncode == 0, said
-
-
-@pytest.mark.parametrize("length", [1, 2, 7, 16, 49, 4096, 4097, 20_001])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_row_moments_agree_with_the_definition(length, dtype):
-    x = (3 * normal((5, length)) + torch.arange(5).view(5, 1)).to(dtype)
-    found = torch.ops.livella.row_moments(x)
-    wide_x = x.double()
-    mean = wide_x.mean(1)
-    near = 1e-12 if dtype == torch.float64 else 2e-6
-    torch.testing.assert_close(found[0], mean, rtol=near, atol=near)
-    m2 = (wide_x - mean.view(5, 1)).square().sum(1)
-    torch.testing.assert_close(found[1], m2, rtol=10 * near, atol=1e-12)
-
-
-def test_row_moments_of_rows_far_from_zero_and_not_finite():
-    x = (1e4 + 1e-2 * normal((3, 5000))).float()
-    found = torch.ops.livella.row_moments(x)
-    torch.testing.assert_close(
-        found[1] / 5000, x.double().var(1, unbiased=False), rtol=1e-5, atol=0
-    )
-    x[1, 7] = torch.nan
-    again = torch.ops.livella.row_moments(x)
-    assert torch.equal(again[:, 0], found[:, 0])
-    assert again[:, 1].isnan().all()
-
-
-@pytest.mark.parametrize(
-    "x", [torch.ones(0, 3), torch.ones(4, 3).T, torch.ones(4), torch.ones(2, 3).int()]
-)
-def test_row_moments_refuse_what_is_no_dense_matrix(x):
-    with pytest.raises(RuntimeError, match="livella: expected"):
-        torch.ops.livella.row_moments(x)

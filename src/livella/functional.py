@@ -108,20 +108,29 @@ def batch_norm(
     return _torch(call) if _left_to_torch(call, compiling) else _reference(call)
 
 
-def row_moments(x: Tensor) -> Tensor:
-    """Give mean and Σ(x − mean)² of each row of a matrix (R, L): shape (2, R), float64.
+def contributions(x: Tensor, centre: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Give what the samples of a batch contribute to the moments of each channel, in float64.
 
-    By the kernels where they take it, else in float64 (float32 on devices without it). Not
+    A sample has k values of a channel, and s = Σ(x − r) and q = Σ(x − r)² from a centre r. Not
     differentiable.
+
+    Args:
+        x: (N, C, …), not empty.
+        centre: r, (C,), near the mean.
+        mask: true where an element is valid, as in `batch_norm`.
+
+    Returns:
+        Shape (12, C): Σk, mean and M₂ of all values; the means of k, s and q over the samples; the
+        sums over the samples of the products of their deviations: kk, ks, kq, ss, sq, qq.
+
     """
     x = x.detach()
-    dense = x.is_cpu and x.dtype in KERNEL_DTYPES and x.numel() > 0
-    if native.loaded and dense and type(x) in _STRIDED and not torch.compiler.is_compiling():
-        found: Tensor = torch.ops.livella.row_moments.default(x.contiguous())
-        return found
-    values = x.to(torch.float32 if x.device.type == "mps" else torch.float64)
-    mean = values.mean(1, keepdim=True)
-    return torch.stack([mean[:, 0], (values - mean).square().sum(1)])
+    dense = type(x) in _STRIDED and x.is_cpu and x.dtype in KERNEL_DTYPES and x.numel() > 0
+    if not (native.loaded and dense and mask is None) or torch.compiler.is_compiling():
+        return reference.contributions(x, centre, mask)
+    x = x if x.is_contiguous() or _is_last(x) else x.contiguous()
+    found: Tensor = torch.ops.livella.contributions.default(x, centre)
+    return found
 
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

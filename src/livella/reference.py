@@ -196,3 +196,25 @@ def _affine(
     elif bias is not None:
         z = z + across(bias.to(dtype), ndim)
     return z if residual is None else z + residual.to(dtype)
+
+
+def contributions(x: Tensor, centre: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Give what `livella.functional.contributions` documents."""
+    n, channels = x.shape[:2]
+    dtype = centre.dtype
+    values = x.to(dtype).reshape(n, channels, -1)
+    valid = None if mask is None else spread(mask, x.shape).reshape(n, 1, -1)
+    k = torch.full_like(values[:, :1, 0], values.shape[2])
+    if valid is not None:
+        k = valid.sum(2, dtype=dtype)
+    mean = only(valid, values).sum(2) / k.clamp(min=1)
+    m2 = only(valid, values - mean[:, :, None]).square().sum(2)
+    shift = mean - centre
+    shares = torch.stack([k.expand_as(mean), k * shift, m2 + k * shift.square()])
+    centred = shares - shares.mean(1, keepdim=True)
+    products = [(centred[i] * centred[j]).sum(0) for i in range(3) for j in range(i, 3)]
+    total = k.sum()
+    whole = (k * mean).sum(0) / total.clamp(min=1)
+    between = (k * (mean - whole).square()).sum(0)
+    ends = [total.expand_as(whole), whole, m2.sum(0) + between]
+    return torch.stack([*ends, *shares.mean(1), *products])

@@ -295,15 +295,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
   return {dx, dweight, dbias, dresidual};
 }
 
-// The means and the sums of squared deviations of each row of a matrix, of shape (2, rows).
-Tensor row_moments(Tensor input) {
-  STD_TORCH_CHECK(input.is_cpu() && input.dim() == 2 && input.is_contiguous() && input.numel() > 0,
-                  "livella: expected a contiguous matrix on the CPU, not empty");
-  const int64_t rows = input.size(0), sizes[2] = {2, rows}, strides[2] = {rows, 1};
+// What the samples contribute to the moments of each channel, of shape (12, C): see Contributions.
+Tensor contributions(Tensor input, Tensor centre) {
+  const Layout layout = layout_of(input);
+  STD_TORCH_CHECK(centre.is_cpu() && centre.is_contiguous() && centre.numel() == layout.channels &&
+                      centre.scalar_type() == ScalarType::Double,
+                  "livella: expected a centre of float64 for each channel");
+  const int64_t sizes[2] = {12, layout.channels}, strides[2] = {layout.channels, 1};
   Tensor out = new_tensor(2, sizes, strides, aoti_torch_dtype_float64());
-  double* mean = out.mutable_data_ptr<double>();
-  kernels().row_moments({type_of(input), input.const_data_ptr(), rows, input.size(1), mean,
-                         mean + rows, threads()});
+  kernels().contributions({layout, type_of(input), input.const_data_ptr(),
+                           centre.const_data_ptr<double>(), out.mutable_data_ptr<double>(),
+                           threads()});
   return out;
 }
 
@@ -339,7 +341,7 @@ STABLE_TORCH_LIBRARY(livella, m) {
   m.def(
       "batch_norm_inference(Tensor input, Tensor running_mean, Tensor running_var, Tensor? weight, "
       "Tensor? bias, Tensor? residual, float eps, str? activation) -> Tensor");
-  m.def("row_moments(Tensor input) -> Tensor");
+  m.def("contributions(Tensor input, Tensor centre) -> Tensor");
   m.def("stream_copy(Tensor a, Tensor(a!) out) -> ()");
   m.def("stream_two_to_one(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   m.def("instruction_set() -> str");
@@ -349,7 +351,7 @@ STABLE_TORCH_LIBRARY_IMPL(livella, CPU, m) {
   m.impl("batch_norm", TORCH_BOX(&livella::batch_norm));
   m.impl("batch_norm_inference", TORCH_BOX(&livella::batch_norm_inference));
   m.impl("batch_norm_backward", TORCH_BOX(&livella::batch_norm_backward));
-  m.impl("row_moments", TORCH_BOX(&livella::row_moments));
+  m.impl("contributions", TORCH_BOX(&livella::contributions));
   m.impl("stream_copy", TORCH_BOX(&livella::stream_copy));
   m.impl("stream_two_to_one", TORCH_BOX(&livella::stream_two_to_one));
 }

@@ -63,12 +63,15 @@ struct Backward {
   Threads threads;
 };
 
-// The moments of each row of a matrix: what the samples contribute, one by one.
-struct RowMoments {
+// What the samples of a batch, each by itself, contribute to the moments of each channel. A sample
+// has k values, which from a centre r sum up to s = Σ(x − r) and q = Σ(x − r)².
+struct Contributions {
+  Layout layout;
   Type type;
   const void* x;
-  int64_t rows, length;
-  double *mean, *m2;
+  const double* centre;
+  double* out;  // [12][channels]: Σk, mean, M₂; the means of k, s, q over the samples; the products
+                // of their deviations from these: kk, ks, kq, ss, sq, qq
   Threads threads;
 };
 
@@ -84,7 +87,7 @@ struct Kernels {
   const char* name;
   void (*forward)(const Forward&);
   void (*backward)(const Backward&);
-  void (*row_moments)(const RowMoments&);
+  void (*contributions)(const Contributions&);
   void (*stream)(const Stream&);
 };
 

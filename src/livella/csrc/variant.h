@@ -3,7 +3,7 @@
 
 #include "channels_first.h"
 #include "channels_last.h"
-#include "row_moments.h"
+#include "contributions.h"
 #include "short_rows.h"
 #include "streams.h"
 
@@ -101,9 +101,9 @@ inline void backward(const Backward& job) {
   });
 }
 
-inline void row_moments(const RowMoments& job) {
+inline void contribute(const Contributions& job) {
   with_type(job.type, [&](auto element) {
-    channels_first::row_moments<typename decltype(element)::type>(job);
+    contributions::contributions<typename decltype(element)::type>(job);
   });
 }
 
@@ -116,7 +116,7 @@ inline void row_moments(const RowMoments& job) {
 
 extern const Kernels LIVELLA_TABLE_(LIVELLA_ISA);
 const Kernels LIVELLA_TABLE_(LIVELLA_ISA) = {LIVELLA_NAME(LIVELLA_ISA), LIVELLA_ISA::forward,
-                                             LIVELLA_ISA::backward, LIVELLA_ISA::row_moments,
+                                             LIVELLA_ISA::backward, LIVELLA_ISA::contribute,
                                              LIVELLA_ISA::stream};
 
 }  // namespace livella

@@ -17,6 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from livella.model.sites import looks_on
+
 Site = tuple[str, int]
 """One call of a layer: its name, and which of its calls in a pass, from zero."""
 Dependencies = dict[Site, frozenset[Site]]
@@ -50,12 +52,15 @@ def observe(
 def _hooks(name: str, layer: nn.Module, watch: _Watch, calls: Dependencies) -> Iterator[Any]:
     made = [0]
 
+    @looks_on
     def before(_layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         site = (name, made[0])
         made[0] += 1
-        calls[site] = watch.of((args, named)) | watch.everywhere
+        met = (args, named.get("input"), named.get("mask"))  # what is added later is not measured
+        calls[site] = watch.of(met) | watch.everywhere
         watch.so_far |= {site}
 
+    @looks_on
     def after(_layer: nn.Module, _args: Any, output: Any) -> None:
         watch.add(output, frozenset({(name, made[0] - 1)}))
 

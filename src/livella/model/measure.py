@@ -15,12 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from livella.functional import contributions
 from livella.model.levels import Site
-from livella.model.scatter import Scatter, measure
+from livella.model.scatter import Scatter
+from livella.model.sites import looks_on
 from livella.moments import Moments
 
 Statistics = tuple[Tensor | None, Tensor | None]
 """Mean and variance to normalize by; none for those of the batch itself."""
+
+
+TOGETHER = 64
+"""Batches whose contributions are merged at a time."""
 
 
 class Enough(BaseException):
@@ -29,20 +35,39 @@ class Enough(BaseException):
 
 @dataclass
 class Record:
-    """What one call of a layer was given, over all batches so far."""
+    """What one call of a layer was given, over all batches so far.
+
+    What a batch contributes is merged with some others at a time, by `settle`.
+    """
 
     moments: Moments
     scatter: Scatter | None = None
+    centre: Tensor | None = None
+    parts: list[Tensor] = field(default_factory=list)
+    """Of batches not merged yet, as `livella.functional.contributions` gives them."""
+    samples: list[int] = field(default_factory=list)
 
-    def add(self, x: Tensor, mask: Tensor | None) -> None:
-        """Take in the input of one more call."""
-        if not len(x):
-            return
-        samples = measure(x.detach(), mask)
-        found = samples.moments()
-        self.moments = self.moments.merge(found)
-        scatter = Scatter.of(samples, found.mean if self.scatter is None else self.scatter.centre)
+    def add(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Take in the input of one more call; gives what it contributes."""
+        if self.centre is None:
+            self.centre = Moments.of(x, mask=mask).merge(Moments.empty(x.shape[1], x.device)).mean
+        part = contributions(x, self.centre, mask)
+        self.parts.append(part)
+        self.samples.append(len(x))
+        if len(self.parts) >= TOGETHER:
+            self.settle()
+        return part
+
+    def settle(self) -> Record:
+        """Merge all that was taken in."""
+        if self.centre is None or not self.parts:
+            return self
+        parts = torch.stack(self.parts)
+        scatter = Scatter.of(parts, self.samples, self.centre)
+        self.moments = self.moments.merge(_merged(parts))
         self.scatter = scatter if self.scatter is None else self.scatter.merge(scatter)
+        self.parts, self.samples = [], []
+        return self
 
     def cpu(self) -> Record:
         """Give the same on the CPU, where processes exchange it."""
@@ -83,6 +108,8 @@ class Pass:
     records: dict[Site, Record] = field(default_factory=dict)
     calls: tuple[Site, ...] = ()
     """Those of the forward pass at hand, in order."""
+    met: Tensor | None = None
+    """What the call at hand contributes, if it was measured."""
     paused: bool = False
     """Whether the model is called for another reason, and nothing is to be measured."""
 
@@ -103,6 +130,8 @@ class Pass:
 
     def __exit__(self, *reason: object) -> None:
         self._cleanup.close()
+        for record in self.records.values():
+            record.settle()
 
     def run(self, forward: Callable[[], object]) -> None:
         """Call the model once."""
@@ -130,6 +159,7 @@ class Pass:
                     vars(module)[name] = value
 
     def _hook(self, name: str) -> Callable[..., None]:
+        @looks_on
         def look(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             if self.paused:
                 return
@@ -148,15 +178,25 @@ class Pass:
         return look
 
     def _record(self, site: Site, layer: nn.Module, x: Tensor, mask: Tensor | None) -> None:
+        self.met = None
+        if not len(x):
+            return
         if site not in self.records:
             self.records[site] = Record(Moments.empty(x.shape[1], x.device))
-        record = self.records[site]
-        record.add(x, mask)
-        if not (record.moments.mean.isfinite().all() and record.moments.m2.isfinite().all()):
+        self.met = self.records[site].add(x, mask)
+        if not math.isfinite(float(self.met[1:3].sum())):
             raise ValueError(
                 f"layer {site[0]!r} ({type(layer).__name__}) met NaN or infinity in its input; "
                 "look at this batch, and at the layers before"
             )
+
+
+def _merged(parts: Tensor) -> Moments:
+    """The moments of all parts together: M₂ = Σ M₂ᵢ + Σ kᵢ(mᵢ − μ)²."""
+    count, means, m2 = parts[:, 0], parts[:, 1], parts[:, 2]
+    total = count.sum(0)
+    mean = (count * means).sum(0) / total.clamp(min=1)
+    return Moments(total[0], mean, m2.sum(0) + (count * (means - mean).square()).sum(0))
 
 
 def _switch(layer: nn.Module) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from livella.model.levels import Dependencies, Site, circles_of, levels, observe
 from livella.model.measure import Pass, Record, Statistics
 
 ROUND = 8
-"""Batches between two looks of all processes at whether the tolerance is met."""
+"""Batches between two looks of all processes at whether the tolerance is met, at the start; later
+one more for every eight read. One process alone begins by looking after each batch."""
 Calls = tuple[Site, ...]
 Records = dict[Site, Record]
 
@@ -115,10 +117,11 @@ class Estimator:
     # What layers normalize by
 
     def _by_batch(self, reading: Pass, site: Site, values: int) -> Statistics:
+        own = self._own(site)
         if values > 1:
-            return None, None
+            return _of_batch(reading.met, own)
         so_far = reading.records.get(site)
-        return self._own(site) if so_far is None else self._of({site: so_far}, [site])
+        return own if so_far is None else self._of({site: so_far.settle()}, [site])
 
     def _in_inference(
         self, known: Records, graph: Dependencies
@@ -172,11 +175,14 @@ class Estimator:
             lambda calls: self._is_enough(calls, wanted),
         )
         batches = self._limited(bar)
+        read, first = 0, 1 if self._world() == 1 else ROUND
         while True:
             own = Report()
+            most = None if self.tolerance is None else max(first, read // 8)
             try:
                 with reading:
-                    own.finished = self._round(batches, reading, wanted)
+                    now = self._read_some(islice(batches, most), reading, wanted)
+                read, own.finished = read + now, most is None or now < most
                 own.records, own.patterns = reading.records, self.patterns
             except Exception as error:
                 self._agree(Report(error=_in_words(error)))
@@ -186,18 +192,17 @@ class Estimator:
             if all(report.finished for report in reports) or self._is_tight(merged, wanted):
                 return merged
 
-    def _round(self, batches: Iterator[Any], reading: Pass, wanted: set[Site] | None) -> bool:
-        """Read until all processes look again; true when there is no more."""
-        for read, batch in enumerate(batches, start=1):
+    def _read_some(self, batches: Iterator[Any], reading: Pass, wanted: set[Site] | None) -> int:
+        """Read these batches; gives how many there were."""
+        read = 0
+        for batch in batches:
+            read += 1
             reading.run(lambda batch=batch: self.forward(self.model, batch))  # type: ignore[misc]
             if wanted is not None and not self._is_foreseen(reading.calls):
                 reading.paused = True
                 self.patterns |= self._observed(batch)
                 reading.paused = False
-            alone = self._world() == 1
-            if self.tolerance is not None and (alone or read == ROUND):
-                return False
-        return True
+        return read
 
     def _limited(self, bar: _Bar) -> Iterator[Any]:
         limit = None if self.samples is None else -(-self.samples // self._world())
@@ -311,6 +316,15 @@ class _Bar:
 
 def _unchanged(_site: Site, _values: int) -> Statistics:
     raise AssertionError("no layer is watched while a batch is followed")
+
+
+def _of_batch(met: Tensor | None, own: Statistics) -> Statistics:
+    """The moments of the batch itself; averages of low precision could not hold them."""
+    mean, variance = own
+    exact = (torch.float32, torch.float64)
+    if met is None or mean is None or variance is None or mean.dtype not in exact:
+        return None, None
+    return met[1].to(mean), (met[2] / met[0]).to(variance)
 
 
 def _in_words(error: Exception) -> str:

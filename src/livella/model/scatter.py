@@ -9,36 +9,19 @@ estimator).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from livella.functional import row_moments
 from livella.moments import Moments
 
 CONFIDENCE = 0.95
+PRODUCTS = [[6, 7, 8], [7, 9, 10], [8, 10, 11]]
+"""Where contributions hold the products of k, s and q with each other."""
 Interval = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """What each sample of one batch contributes to the moments of a layer's input.
-
-    All float64: `count` (N, 1), the values behind each channel; `mean` and `m2` (N, C).
-    """
-
-    count: Tensor
-    mean: Tensor
-    m2: Tensor
-
-    def moments(self) -> Moments:
-        """Merge them: M₂ = Σ M₂ᵢ + Σ kᵢ(mᵢ − μ)²."""
-        total = self.count.sum()
-        mean = (self.count * self.mean).sum(0) / total.clamp(min=1)
-        between = (self.count * (self.mean - mean).square()).sum(0)
-        return Moments(total, mean, self.m2.sum(0) + between)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +46,18 @@ class Scatter:
     within: Tensor
 
     @classmethod
-    def of(cls, samples: Samples, centre: Tensor) -> Scatter:
-        k, shift = samples.count, samples.mean - centre
-        contributions = torch.stack(
-            [k.expand_as(shift), k * shift, samples.m2 + k * shift.square()], dim=2
-        )
-        mean = contributions.mean(0)
-        deviations = (contributions - mean).movedim(0, 2)
-        spread = deviations @ deviations.mT
-        return cls(len(shift), 1, centre, mean, spread, spread)
+    def of(cls, parts: Tensor, samples: Sequence[int], centre: Tensor) -> Scatter:
+        """Merge what batches of so many samples contributed, (B, 12, C).
+
+        As `livella.functional.contributions` gives it for this centre.
+        """
+        share = parts.new_tensor(samples)[:, None, None] / sum(samples)
+        means = parts[:, 3:6]
+        mean = (share * means).sum(0)
+        off = means - mean
+        between = torch.einsum("bic,bjc->cij", share * off, off) * sum(samples)
+        within = parts[:, PRODUCTS].sum(0).movedim(2, 0)
+        return cls(sum(samples), len(samples), centre, mean.T, within + between, within)
 
     def cpu(self) -> Scatter:
         """Give the same on the CPU."""
@@ -175,36 +161,3 @@ def intervals(
     factor = (variance_error / variance.clamp(min=torch.finfo(variance.dtype).tiny)).exp()
     mean = (moments.mean - mean_error, moments.mean + mean_error)
     return mean, (variance / factor, torch.where(variance > 0, variance * factor, variance))
-
-
-def measure(x: Tensor, mask: Tensor | None = None) -> Samples:
-    """Take the moments of each sample of x, (N, C, …), in float64.
-
-    Args:
-        x: what a batch norm is given.
-        mask: true where an element is valid, as in `livella.functional.batch_norm`.
-
-    """
-    if mask is not None:
-        return _measure_masked(x, mask)
-    n, channels = x.shape[:2]
-    dtype = Moments.empty(0, x.device).mean.dtype
-    positions = x[0, 0].numel() if n else 0
-    count = torch.full((n, 1), positions, dtype=dtype, device=x.device)
-    if x.dim() == 2 or not x.numel():
-        mean = x.flatten(2).sum(2, dtype=dtype) if x.dim() > 2 else x.to(dtype)
-        return Samples(count, mean, torch.zeros_like(mean))
-    mean, m2 = row_moments(x.reshape(n * channels, positions))
-    return Samples(count, mean.view(n, channels).to(dtype), m2.view(n, channels).to(dtype))
-
-
-def _measure_masked(x: Tensor, mask: Tensor) -> Samples:
-    n, channels = x.shape[:2]
-    whole = mask.expand(n, *x.shape[2:]).unsqueeze(1)
-    dtype = Moments.empty(0, x.device).mean.dtype
-    values = torch.where(whole, x, 0).to(dtype).reshape(n, channels, -1)
-    valid = whole.to(dtype).reshape(n, 1, -1)
-    count = valid.sum(2)
-    mean = values.sum(2) / count.clamp(min=1)
-    deviations = (values - mean[:, :, None]) * valid
-    return Samples(count, mean, deviations.square().sum(2))

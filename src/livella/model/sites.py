@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
 
 NORMALIZATIONS = (_NormBase, nn.GroupNorm)
 """What counts as a normalization over channels: batch and instance norms (torch's and ours, as
@@ -59,6 +62,12 @@ def find(model: nn.Module, sample: Tensor) -> tuple[Site, ...]:
         for module, mode in modes:
             module.training = mode
     return tuple(met.values())
+
+
+def looks_on(hook: Hook) -> Hook:
+    """Mark a hook that needs nothing but the input of a call, so that its layer may stay fused."""
+    hook.looks_on = True  # type: ignore[attr-defined]
+    return hook
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 from abc import ABCMeta
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType
@@ -254,16 +254,20 @@ def _refuse_to_compare(*_: Any) -> Any:
 
 
 def is_bare(module: nn.Module) -> bool:
-    """Whether a call of it is a call of its class's forward and nothing else."""
+    """Whether a call of it is a call of its class's forward, and at most looked on."""
     own = module.__dict__
     return not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
+        (own["_forward_hooks"] and not _look_on(own["_forward_hooks"]))
+        or (own["_forward_pre_hooks"] and not _look_on(own["_forward_pre_hooks"]))
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "_compiled_call_impl" in own
         or "forward" in own
     )
+
+
+def _look_on(hooks: Mapping[int, Any]) -> bool:
+    return all(hasattr(hook, "looks_on") for hook in hooks.values())
 
 
 def original_class(module: nn.Module) -> Any:
