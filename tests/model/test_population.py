@@ -1,5 +1,6 @@
 """The statistics of the training set: against all data at once, and what a failure leaves."""
 
+import copy
 import dataclasses
 from typing import NamedTuple
 
@@ -11,7 +12,9 @@ from torch.optim.swa_utils import update_bn as torch_update_bn
 
 import livella
 from livella.model.population import estimate_population, update_bn
+from livella.model.sites import looks_on
 from tests.model.populations import MEASURED, data, estimate, furthest, hard, truth
+from tests.model.zoo import ZOO
 from tests.processes import in_processes
 
 
@@ -382,6 +385,30 @@ def test_an_accelerated_and_a_compiled_model():
     compiled = torch.compile(hard(), backend="eager")
     again = estimate(compiled, list(x.split(25)))
     assert torch.equal(again.layers["b3"].variance, wanted.layers["b3"].variance)
+
+
+@pytest.mark.parametrize("method", ["sequential", "single_pass"])
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_fused_networks_stay_fused_while_they_are_measured(name, method):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = ZOO[name]().double().eval()
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
+    fast = livella.accelerate(copy.deepcopy(plain))
+    batches = [x + k for k in range(3)]
+    wanted = estimate_population(plain, batches, method=method)
+    activations = []
+    for layer in fast.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            hook = looks_on(lambda _layer, _args, named: activations.append(named))
+            layer.register_forward_pre_hook(hook, with_kwargs=True)
+    found = estimate_population(fast, batches, method=method)
+    assert any("activation" in named for named in activations)
+    assert found.passes == wanted.passes
+    for layer in wanted.layers:
+        for kind in ("mean", "variance"):
+            got, expected = (getattr(e.layers[layer], kind) for e in (found, wanted))
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_masks_count_valid_elements_only():

@@ -43,7 +43,6 @@ def feed(model: nn.Module, batch: Any) -> object:
         TypeError: the batch is something else, or has too few items.
 
     """
-    batch = to_device(batch, device_of(model))
     if isinstance(batch, Tensor):
         return model(batch)
     if isinstance(batch, tuple | list):

@@ -206,9 +206,9 @@ class Estimator:
 
     def _limited(self, bar: _Bar) -> Iterator[Any]:
         limit = None if self.samples is None else -(-self.samples // self._world())
-        seen = 0
+        seen, device = 0, feeding.device_of(self.model)
         for batch in self.batches:
-            yield batch
+            yield feeding.to_device(batch, device)
             bar.advance()
             seen += feeding.samples_in(batch)
             if limit is not None and seen >= limit:
