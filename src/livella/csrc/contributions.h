@@ -14,6 +14,10 @@ namespace contributions {
 
 constexpr int64_t kBlock = 64;  // channels taken together
 
+// Values behind one pivot: few enough a lane that float32 keeps its digits on narrow vectors too.
+template <class A>
+constexpr int64_t kPiece = 256 * kWidth<A>;
+
 template <class T>
 inline Moments moments_of(const T* x, int64_t size) {
   using L = Lanes<T>;
@@ -54,17 +58,17 @@ struct Samples {
       : memory(new double[2 * size]), mean(memory.get()), m2(memory.get() + size) {}
 };
 
-// Channels first: a row of memory, in pieces of some thousand values with a pivot each.
+// Channels first: a row of memory, in pieces with a pivot each.
 template <class T>
 inline void measure_rows(const Contributions& job, Samples& samples) {
-  constexpr int64_t kUnit = channels_first::kUnit;
+  constexpr int64_t piece = kPiece<typename Lanes<T>::Acc>;
   const int64_t rows = job.layout.samples * job.layout.channels, length = job.layout.positions;
   parallel(job.threads, rows * length, rows, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) {
       const T* x = static_cast<const T*>(job.x) + row * length;
       Moments whole;
-      for (int64_t at = 0; at < length; at += kUnit)
-        whole.merge(moments_of(x + at, std::min(kUnit, length - at)));
+      for (int64_t at = 0; at < length; at += piece)
+        whole.merge(moments_of(x + at, std::min(piece, length - at)));
       samples.mean[row] = whole.mean;
       samples.m2[row] = whole.m2;
     }
