@@ -50,7 +50,7 @@ class Record:
     def add(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Take in the input of one more call; gives what it contributes."""
         if self.centre is None:
-            self.centre = Moments.of(x, mask=mask).merge(Moments.empty(x.shape[1], x.device)).mean
+            self.centre = contributions(x, Moments.empty(x.shape[1], x.device).mean, mask)[1]
         part = contributions(x, self.centre, mask)
         self.parts.append(part)
         self.samples.append(len(x))
