@@ -6,7 +6,7 @@ part of a step; h, what the step before left; a ⊙ b is elementwise. Gates stan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,14 +74,17 @@ Cell = LSTM | GRU
 
 
 def unroll(
-    step: Callable[[int, Tensor, State], State], x: Tensor, sizes: Sequence[int], state: State
+    step: Callable[[int, Tensor, State], State],
+    inputs: Iterable[Tensor],
+    sizes: Sequence[int],
+    state: State,
 ) -> tuple[Tensor, State]:
-    """Run the steps over packed rows.
+    """Run the steps.
 
     Args:
         step: gives the state after step t from its rows and the state before.
-        x: the input parts of all steps, as packed rows.
-        sizes: the rows of each step.
+        inputs: the rows of each step, its normalized input part.
+        sizes: how many rows each step has.
         state: before the first step; h comes first.
 
     Returns:
@@ -89,7 +92,7 @@ def unroll(
 
     """
     outputs, ended = [], []
-    for t, part in enumerate(x.split(list(sizes))):
+    for t, part in enumerate(inputs):
         running = sizes[t]
         if running < len(state[0]):
             ended.append([each[running:] for each in state])

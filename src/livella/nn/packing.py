@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -86,12 +85,6 @@ def reversal(sizes: Sequence[int], device: torch.device) -> Tensor:
     places = torch.arange(len(steps)) - starts[steps]
     lengths = (running[:, None] > torch.arange(sizes[0])).sum(0)
     return (starts[lengths[places] - 1 - steps] + places).to(device)
-
-
-def spans(sizes: Sequence[int]) -> list[slice]:
-    """Give the rows of each step."""
-    ends = list(accumulate(sizes))
-    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _packed(given: PackedSequence, lengths: Lengths | None, features: int, layer: str) -> Packed:

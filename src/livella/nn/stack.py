@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the usual name
@@ -14,7 +15,7 @@ from livella.moments import accumulation_dtype
 from livella.nn import through_time
 from livella.nn.cells import Cell, State
 from livella.nn.packing import Data, Lengths, Packed, pack, reversal
-from livella.nn.stepwise import BatchSteps, RunningSteps, Steps, normalize_all, take_in
+from livella.nn.stepwise import BatchSteps, RunningSteps, Steps, normalize, normalize_steps, take_in
 from livella.nn.switched import NORMALIZE_BY
 
 STATISTICS = ("per_step", "shared")
@@ -170,8 +171,7 @@ class BatchNormRNN(nn.Module):
 
     def _dtype(self, rows: Tensor) -> torch.dtype:
         """Give the dtype to compute in: that of autocast, where it is on, or of the weights."""
-        own: torch.dtype = self.weight_ih_l0.dtype
-        kind = rows.device.type
+        own, kind = cast("torch.dtype", self.weight_ih_l0.dtype), rows.device.type
         if torch.is_autocast_enabled(kind) and own != torch.float64:
             return torch.get_autocast_dtype(kind)
         if rows.dtype != own:
@@ -262,10 +262,13 @@ class BatchNormRNN(nn.Module):
     ) -> tuple[Tensor, State]:
         """Run one direction of one layer: the input part of all steps, then the recurrence."""
         own = self._own(suffix, rows.dtype)
-        spread = sizes if self.statistics == "per_step" else (len(rows),)
-        x = F.linear(rows, own.weight_ih)
-        x = normalize_all(x, spread, steps["ih"], own.gamma_ih, self._input_bias(own))
-        return through_time.run(self._cell(own, steps), x, sizes, state)
+        x, bias = F.linear(rows, own.weight_ih), self._input_bias(own)
+        if self.statistics == "shared":
+            x = normalize(steps["ih"].call(x, 0, own.gamma_ih, bias))
+            parts: Iterable[Tensor] = x.split(list(sizes))
+        else:
+            parts = normalize_steps(x.split(list(sizes)), steps["ih"], own.gamma_ih, bias)
+        return through_time.run(self._cell(own, steps), parts, sizes, state)
 
     def _own(self, suffix: str, dtype: torch.dtype) -> Own:
         """Give the parameters: weights in the dtype of the data, the rest as sums are taken."""

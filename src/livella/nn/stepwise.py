@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -103,15 +103,12 @@ def normalize(call: Call) -> Tensor:
     return functional.batch_norm(*call[:8], residual=call.residual)
 
 
-def normalize_all(
-    rows: Tensor, sizes: Sequence[int], steps: Steps, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """Normalize the rows of all steps, each by its own statistics."""
-    parts = [
-        normalize(steps.call(part, step, weight, bias))
-        for step, part in enumerate(rows.split(list(sizes)))
-    ]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+def normalize_steps(
+    parts: Iterable[Tensor], steps: Steps, weight: Tensor, bias: Tensor | None
+) -> Iterator[Tensor]:
+    """Normalize the rows of each step by its statistics, when its turn comes."""
+    for step, part in enumerate(parts):
+        yield normalize(steps.call(part, step, weight, bias))
 
 
 @torch.no_grad()

@@ -1,15 +1,15 @@
 """The recurrences of `cells` with their backward pass through time written out, for the CPU.
 
-Autograd would record a dozen operations a step, and multiply by the recurrent weights' gradient at
-each. Here a step keeps five tensors, and that gradient is one product at the end. What is to be
-differentiated twice is computed again, as `cells` defines it.
+Autograd would record a dozen operations a step, and multiply by the gradient of the recurrent
+weights at each. Here that gradient is one product at the end. What is to be differentiated twice is
+computed again, as `cells` defines it.
 
 `d` before a letter is the gradient of the loss with respect to it; letters are those of `cells`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,23 +22,28 @@ from livella.functional import (
 )
 from livella.nn import cells
 from livella.nn.cells import Cell, State, unroll
-from livella.nn.packing import reversal, spans
+from livella.nn.packing import reversal
 from livella.nn.stepwise import BatchSteps
 
+Gradients = tuple[Tensor | None, ...]
 
-def run(cell: Cell, x: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State]:
-    """Run a cell over packed rows: see `cells.unroll`."""
-    own_moments = isinstance(cell.hidden, BatchSteps) and x.is_cpu
-    if not own_moments or torch.compiler.is_compiling() or _is_followed(x):
-        return unroll(cell.step, x, sizes, state)
+
+def run(
+    cell: Cell, inputs: Iterable[Tensor], sizes: Sequence[int], state: State
+) -> tuple[Tensor, State]:
+    """Run a cell over all steps: see `cells.unroll`."""
+    by_batch = isinstance(cell.hidden, BatchSteps)
+    if not by_batch or torch.compiler.is_compiling() or not _is_plain(cell.weight):
+        return unroll(cell.step, inputs, sizes, state)
     if isinstance(cell, cells.LSTM):
-        rows, *last = LSTM.apply(*cell[:2], x, *state, *cell[2:])  # type: ignore[no-untyped-call]
+        rows, *last = LSTM.apply(*cell[:2], *state, *cell[2:], *inputs)  # type: ignore[no-untyped-call]
     else:
-        rows, *last = GRU.apply(cell.hidden, x, *state, *cell[1:])  # type: ignore[no-untyped-call]
+        rows, *last = GRU.apply(cell.hidden, *state, *cell[1:], *inputs)  # type: ignore[no-untyped-call]
     return rows, tuple(last)
 
 
-Gradients = tuple[Tensor | None, ...]
+def _is_plain(weight: Tensor) -> bool:
+    return weight.is_cpu and not _is_followed(weight)
 
 
 class LSTM(torch.autograd.Function):
@@ -49,60 +54,66 @@ class LSTM(torch.autograd.Function):
         ctx: Any,
         hidden: BatchSteps,
         cell: BatchSteps,
-        x: Tensor,
         h: Tensor,
         c: Tensor,
         weight: Tensor,
         gamma_hidden: Tensor,
         gamma_cell: Tensor,
         beta_cell: Tensor | None,
+        *inputs: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, kept = h.new_empty(len(x), h.shape[1]), []
+        rows, kept = h.new_empty(sum(hidden.sizes), h.shape[1]), []
         h_t, c_t, transposed = h, c, weight.t()
-        for t, span in enumerate(spans(hidden.sizes)):
-            n = hidden.sizes[t]
+        for t, out in enumerate(rows.split(list(hidden.sizes))):
+            n = len(out)
             product = h_t[:n] @ transposed
             gates, statistics = forward_with_statistics(
-                hidden.call(product, t, gamma_hidden, residual=x[span])
+                hidden.call(product, t, gamma_hidden, residual=inputs[t])
             )
             i, f, g, o = _activated(gates)
             c_t = torch.addcmul(f * c_t[:n], i, g)
             squashed, of_cell = forward_with_statistics(cell.call(c_t, t, gamma_cell, beta_cell))
-            h_t = torch.mul(o, squashed.tanh_(), out=rows[span])
+            h_t = torch.mul(o, squashed.tanh_(), out=out)
             kept += [product, statistics, gates, c_t, of_cell, squashed]
         ctx.steps = hidden, cell
-        ctx.save_for_backward(x, h, c, weight, gamma_hidden, gamma_cell, beta_cell, rows, *kept)
-        ends = reversal(hidden.sizes, x.device)[: len(h)]
+        given = (weight, gamma_hidden, gamma_cell, beta_cell)
+        ctx.save_for_backward(h, c, *given, rows, *kept, *inputs)
+        ends = reversal(hidden.sizes, h.device)[: len(h)]
         return rows, rows[ends], torch.cat(kept[3::6])[ends]
 
     @staticmethod
     def backward(ctx: Any, drows: Tensor, dh: Tensor, dc: Tensor) -> Gradients:
         hidden, cell = ctx.steps
-        x, h, c, weight, gamma_hidden, gamma_cell, beta_cell, rows, *kept = ctx.saved_tensors
+        h, c, *given, rows = ctx.saved_tensors[:7]
+        sizes, kept = list(hidden.sizes), ctx.saved_tensors[7:]
         if torch.is_grad_enabled():
-            given = (weight, gamma_hidden, gamma_cell, beta_cell)
             plain = cells.LSTM(hidden.again(), cell.again(), *given)
-            return None, None, *_again(ctx, plain, hidden.sizes, x, (h, c), given, (drows, dh, dc))
-        dh, dc, dx, sums = dh.clone(), dc.clone(), torch.empty_like(x), []
-        for t, span in reversed(list(enumerate(spans(hidden.sizes)))):
-            n = hidden.sizes[t]
+            inputs = kept[-len(sizes) :]
+            return None, None, *_again(ctx, plain, (h, c), given, inputs, (drows, dh, dc))
+        weight, gamma_hidden, gamma_cell, beta_cell = given
+        dh, dc, sums, douts = dh.clone(), dc.clone(), [], drows.split(sizes)
+        for t in reversed(range(len(sizes))):
             product, statistics, gates, c_t, of_cell, squashed = kept[6 * t : 6 * t + 6]
-            before = (kept[6 * t - 3] if t else c)[:n]
-            dh[:n] += drows[span]
-            through = _dtanh(squashed).mul_(gates[:, -h.shape[1] :]).mul_(dh[:n])
-            dcell, dgamma_cell, dbeta_cell = backward_from_statistics(
-                through, cell.call(c_t, t, gamma_cell, beta_cell), of_cell
+            dh_t, dc_t = dh[: sizes[t]], dc[: sizes[t]]
+            dh_t += douts[t]
+            dcell, *of_gamma_cell = backward_from_statistics(
+                _through_tanh(dh_t * gates[:, -h.shape[1] :], squashed),
+                cell.call(c_t, t, gamma_cell, beta_cell),
+                of_cell,
             )
-            dc[:n] += dcell
-            _dgates(dx[span], gates, before, squashed, dh[:n], dc[:n])
+            dc_t += dcell
+            before = kept[6 * t - 3][: sizes[t]] if t else c
+            dgates = _through_lstm(gates, before, squashed, dh_t, dc_t)
             dproduct, dgamma_hidden, _ = backward_from_statistics(
-                dx[span], hidden.call(product, t, gamma_hidden), statistics
+                dgates, hidden.call(product, t, gamma_hidden), statistics
             )
-            torch.mm(dproduct, weight, out=dh[:n])
-            sums.append((dproduct, dgamma_hidden, dgamma_cell, dbeta_cell))
-        dproduct, *dgammas, dbeta = _joined(sums)
-        dweight = dproduct.t() @ _before(rows, h, hidden.sizes)
-        return None, None, dx, dh, dc, dweight, *dgammas, None if beta_cell is None else dbeta
+            torch.mm(dproduct, weight, out=dh_t)
+            sums.append((dgates, dproduct, dgamma_hidden, *of_gamma_cell))
+        dinputs, dproducts, *parameters = zip(*reversed(sums), strict=True)
+        dweight = torch.cat(dproducts).t() @ _before(rows, h, sizes)
+        dgammas, dbeta = map(_total, parameters[:2]), _total(parameters[2])
+        return (None, None, dh, dc, dweight, *dgammas, dbeta if ctx.needs_input_grad[7] else None,
+                *dinputs)  # fmt: skip
 
 
 class GRU(torch.autograd.Function):
@@ -112,51 +123,55 @@ class GRU(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: BatchSteps,
-        x: Tensor,
         h: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         gamma_hidden: Tensor,
+        *inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        rows, kept, size = h.new_empty(len(x), h.shape[1]), [], h.shape[1]
+        rows, kept, units = h.new_empty(sum(hidden.sizes), h.shape[1]), [], h.shape[1]
         h_t, transposed = h, weight.t()
-        for t, span in enumerate(spans(hidden.sizes)):
-            before = h_t[: hidden.sizes[t]]
+        for t, out in enumerate(rows.split(list(hidden.sizes))):
+            before, x = h_t[: len(out)], inputs[t]
             product = before @ transposed
             gates, statistics = forward_with_statistics(
                 hidden.call(product, t, gamma_hidden, bias)
             )  # r, z and u_n
-            gates[:, : 2 * size].add_(x[span, : 2 * size]).sigmoid_()
+            gates[:, : 2 * units].add_(x[:, : 2 * units]).sigmoid_()
             r, z, u = gates.chunk(3, 1)
-            n = torch.addcmul(x[span, 2 * size :], r, u).tanh_()
-            h_t = torch.lerp(n, before, z, out=rows[span])
+            n = torch.addcmul(x[:, 2 * units :], r, u).tanh_()
+            h_t = torch.addcmul(n, z, before - n, out=out)
             kept += [product, statistics, gates, n]
         ctx.hidden = hidden
-        ctx.save_for_backward(x, h, weight, bias, gamma_hidden, rows, *kept)
-        return rows, rows[reversal(hidden.sizes, x.device)[: len(h)]]
+        ctx.save_for_backward(h, weight, bias, gamma_hidden, rows, *kept, *inputs)
+        return rows, rows[reversal(hidden.sizes, h.device)[: len(h)]]
 
     @staticmethod
     def backward(ctx: Any, drows: Tensor, dh: Tensor) -> Gradients:
         hidden = ctx.hidden
-        x, h, weight, bias, gamma_hidden, rows, *kept = ctx.saved_tensors
+        h, *given, rows = ctx.saved_tensors[:5]
+        sizes, kept = list(hidden.sizes), ctx.saved_tensors[5:]
         if torch.is_grad_enabled():
-            given = (weight, bias, gamma_hidden)
             plain = cells.GRU(hidden.again(), *given)
-            return None, *_again(ctx, plain, hidden.sizes, x, (h,), given, (drows, dh))
-        dh, dx, sums = dh.clone(), torch.empty_like(x), []
-        befores = _before(rows, h, hidden.sizes)
-        for t, span in reversed(list(enumerate(spans(hidden.sizes)))):
-            now = dh[: hidden.sizes[t]]
+            return None, *_again(ctx, plain, (h,), given, kept[-len(sizes) :], (drows, dh))
+        weight, bias, gamma_hidden = given
+        dh, sums, douts = dh.clone(), [], drows.split(sizes)
+        before = _before(rows, h, sizes)
+        befores = before.split(sizes)
+        for t in reversed(range(len(sizes))):
             product, statistics, gates, n = kept[4 * t : 4 * t + 4]
-            now += drows[span]
-            dhidden = _through_gru(dx[span], gates, n, befores[span], now)
-            dproduct, dgamma, dbias = backward_from_statistics(
-                dhidden, hidden.call(product, t, gamma_hidden, bias), statistics
+            dh_t = dh[: sizes[t]]
+            dh_t += douts[t]
+            dx, du = _through_gru(gates, n, befores[t], dh_t)
+            dproduct, *of_parameters = backward_from_statistics(
+                du, hidden.call(product, t, gamma_hidden, bias), statistics
             )
-            torch.addmm(now * gates.chunk(3, 1)[1], dproduct, weight, out=now)
-            sums.append((dproduct, dgamma, dbias))
-        dproduct, dgamma, dbias = _joined(sums)
-        return None, dx, dh, dproduct.t() @ befores, None if bias is None else dbias, dgamma
+            torch.addmm(dh_t * gates.chunk(3, 1)[1], dproduct, weight, out=dh_t)
+            sums.append((dx, dproduct, *of_parameters))
+        dinputs, dproducts, *parameters = zip(*reversed(sums), strict=True)
+        dgamma, dbias = map(_total, parameters)
+        dweight = torch.cat(dproducts).t() @ before
+        return None, dh, dweight, dbias if ctx.needs_input_grad[3] else None, dgamma, *dinputs
 
 
 def _activated(gates: Tensor) -> tuple[Tensor, ...]:
@@ -168,44 +183,40 @@ def _activated(gates: Tensor) -> tuple[Tensor, ...]:
     return i, f, g, o
 
 
-def _dtanh(y: Tensor) -> Tensor:
-    """Give the derivative of tanh where it is y."""
-    return torch.addcmul(torch.ones((), dtype=y.dtype, device=y.device), y, y, value=-1)
+def _through_tanh(dy: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """Give dy·(1 − y²)."""
+    return torch.addcmul(dy, dy * y, y, value=-1, out=out)
 
 
-def _dgates(
-    out: Tensor, gates: Tensor, before: Tensor, squashed: Tensor, dh: Tensor, dc: Tensor
-) -> None:
-    """Take the gradient back through the gates of an LSTM to before their activations.
+def _through_lstm(
+    gates: Tensor, before: Tensor, squashed: Tensor, dh: Tensor, dc: Tensor
+) -> Tensor:
+    """Take the gradient back through a step of an LSTM to before the gates' activations.
 
-    Overwrites `out` with it, and dc with the gradient of c before the step.
+    Overwrites dc with the gradient of c before the step.
     """
     i, f, g, _ = gates.chunk(4, 1)
+    out = torch.addcmul(gates, gates, gates, value=-1)  # σ′ = σ − σ²
     di, df, dg, do = out.chunk(4, 1)
-    torch.addcmul(gates, gates, gates, value=-1, out=out)  # σ′ = σ − σ²
-    torch.mul(di, dc * g, out=di)
-    torch.mul(df, dc * before, out=df)
-    torch.mul(_dtanh(g), dc * i, out=dg)
-    torch.mul(do, dh * squashed, out=do)
+    di *= dc * g
+    df *= dc * before
+    do *= dh * squashed
+    _through_tanh(dc * i, g, out=dg)
     dc *= f
+    return out
 
 
-def _through_gru(out: Tensor, gates: Tensor, n: Tensor, before: Tensor, dh: Tensor) -> Tensor:
-    """Take the gradient of h back through a step of a GRU.
-
-    Overwrites `out` with that of x, and returns that of u.
-    """
+def _through_gru(gates: Tensor, n: Tensor, before: Tensor, dh: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the gradient of h back through a step of a GRU, to x and to u."""
     r, z, u = gates.chunk(3, 1)
-    dr, dz, dn = out.chunk(3, 1)
-    size = n.shape[1]
-    torch.mul(_dtanh(n), dh - dh * z, out=dn)
-    pair = gates[:, : 2 * size]
-    torch.addcmul(pair, pair, pair, value=-1, out=out[:, : 2 * size])
+    dx = torch.addcmul(gates, gates, gates, value=-1)  # σ′ = σ − σ², and dn in its place
+    dr, dz, dn = dx.chunk(3, 1)
+    _through_tanh(torch.addcmul(dh, dh, z, value=-1), n, out=dn)
     dr *= dn * u
     dz *= dh * (before - n)
-    du = out.clone()
-    du[:, 2 * size :] *= r
-    return du
+    du = dx.clone()
+    du[:, 2 * n.shape[1] :] *= r
+    return dx, du
 
 
 def _before(rows: Tensor, h: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -214,28 +225,23 @@ def _before(rows: Tensor, h: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([h, *(part[:n] for part, n in zip(parts, sizes[1:], strict=False))])
 
 
-def _joined(sums: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Join the steps, last first: the gradients of products as rows, of parameters as sums."""
-    products, *parameters = zip(*reversed(sums), strict=True)
-    return [torch.cat(products), *(torch.stack(each).sum(0) for each in parameters)]
+def _total(each_step: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(each_step)).sum(0)
 
 
 def _again(
     ctx: Any,
     plain: Cell,
-    sizes: Sequence[int],
-    x: Tensor,
     state: State,
     given: Sequence[Tensor | None],
+    inputs: Sequence[Tensor],
     gradients: tuple[Tensor, ...],
 ) -> Gradients:
     """Give the gradients as functions of everything, by running the steps as they are defined."""
-    rows, last = unroll(plain.step, x, sizes, state)
-    inputs = (x, *state, *given)
-    needed = ctx.needs_input_grad[-len(inputs) :]
-    wanted = [
-        each for each, asked in zip(inputs, needed, strict=True) if asked and each is not None
-    ]
+    rows, last = unroll(plain.step, inputs, [len(x) for x in inputs], state)
+    of = (*state, *given, *inputs)
+    needed = ctx.needs_input_grad[-len(of) :]
+    wanted = [x for x, asked in zip(of, needed, strict=True) if asked and x is not None]
     reached = [(y, dy) for y, dy in zip((rows, *last), gradients, strict=True) if y.requires_grad]
     ys, dys = zip(*reached, strict=True)
     found = iter(torch.autograd.grad(ys, wanted, dys, create_graph=True))
