@@ -84,8 +84,8 @@ class LSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, drows: Tensor, dh: Tensor, dc: Tensor) -> Gradients:
         hidden, cell = ctx.steps
-        h, c, *given, rows = ctx.saved_tensors[:7]
-        sizes, kept = list(hidden.sizes), ctx.saved_tensors[7:]
+        saved, sizes = ctx.saved_tensors, list(hidden.sizes)
+        (h, c, *given, rows), kept = saved[:7], saved[7:]
         if torch.is_grad_enabled():
             plain = cells.LSTM(hidden.again(), cell.again(), *given)
             inputs = kept[-len(sizes) :]
@@ -149,8 +149,8 @@ class GRU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, drows: Tensor, dh: Tensor) -> Gradients:
         hidden = ctx.hidden
-        h, *given, rows = ctx.saved_tensors[:5]
-        sizes, kept = list(hidden.sizes), ctx.saved_tensors[5:]
+        saved, sizes = ctx.saved_tensors, list(hidden.sizes)
+        (h, *given, rows), kept = saved[:5], saved[5:]
         if torch.is_grad_enabled():
             plain = cells.GRU(hidden.again(), *given)
             return None, *_again(ctx, plain, (h,), given, kept[-len(sizes) :], (drows, dh))
