@@ -215,18 +215,60 @@ def _torch(call: Call) -> Tensor:
     return z if call.activation is None else reference.ACTIVATIONS[call.activation].forward(z)
 
 
+def forward_with_statistics(call: Call) -> tuple[Tensor, Tensor]:
+    """Normalize without recording a gradient, for layers that write their backward pass out.
+
+    The running averages take the batch in as in `batch_norm`; arguments are not checked.
+
+    Returns:
+        y, and μ and σ⁻¹ as one tensor of shape (2, C), which `backward_from_statistics` wants.
+
+    """
+    if _fits_kernels(call, compiling=False):
+        return operators._run(call)
+    mean, inverse = _statistics(call)
+    y = reference.forward(
+        call.input, mean, inverse, call.weight, call.bias, call.residual, call.mask, call.activation
+    )
+    return y, torch.stack([mean.to(inverse.dtype), inverse])
+
+
+def backward_from_statistics(dy: Tensor, call: Call, statistics: Tensor) -> tuple[Tensor, ...]:
+    """Take the gradient back through `forward_with_statistics` of a call without activation.
+
+    Returns:
+        dx, dγ and dβ; that of a residual is dy.
+
+    """
+    if _fits_kernels(call, compiling=False):
+        dx, dweight, dbias, _ = torch.ops.livella.batch_norm_backward.default(
+            operators.like(dy, call.input), call.input, statistics, call.weight, call.bias,
+            None, None, call.training, True, True, False,
+        )  # fmt: skip
+        return dx, dweight, dbias
+    mean, inverse = statistics
+    return reference.backward(
+        dy, call.input, mean, inverse, call.weight, call.bias, None, call.mask, None,
+        from_batch=call.training,
+    )[:3]  # fmt: skip
+
+
+def _statistics(call: Call) -> tuple[Tensor, Tensor]:
+    """Give μ and σ⁻¹ of this batch or of the averages, which take the batch in."""
+    if call.training:
+        moments = Moments.of(call.input.detach(), mask=call.mask)
+        _update(call, moments)
+        return moments.mean, _inverse_deviation(moments, call.eps)
+    assert call.running_mean is not None, "checked above; said here to the type checker"
+    assert call.running_var is not None
+    # Kept for backward: a copy, as a step in training before then changes the averages.
+    inverse = reference.inverse_deviation(call.running_var, call.eps)
+    return call.running_mean.clone(), inverse
+
+
 def _reference(call: Call) -> Tensor:
     x = call.input
-    if call.training:
-        moments = Moments.of(x.detach(), mask=call.mask)
-        mean, inverse = moments.mean, _inverse_deviation(moments, call.eps)
-        _update(call, moments)
-    else:
-        assert call.running_mean is not None, "checked above; said here to the type checker"
-        assert call.running_var is not None
-        # Kept for backward: a copy, as a step in training before then changes the averages.
-        mean = call.running_mean.clone()
-        inverse = reference.inverse_deviation(call.running_var, call.eps)
+    mean, inverse = _statistics(call)
     output: Tensor = _Reference.apply(  # type: ignore[no-untyped-call]
         x,
         mean,

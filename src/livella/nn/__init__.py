@@ -8,6 +8,9 @@ from livella.nn.batch import BatchNormAct2d as BatchNormAct2d
 from livella.nn.batch import BatchNormAct3d as BatchNormAct3d
 from livella.nn.factory import KINDS as KINDS
 from livella.nn.factory import make_norm as make_norm
+from livella.nn.recurrent import BatchNormGRU as BatchNormGRU
+from livella.nn.recurrent import BatchNormLSTM as BatchNormLSTM
 from livella.nn.rms import RMSNorm as RMSNorm
+from livella.nn.sequence import SequenceBatchNorm as SequenceBatchNorm
 from livella.nn.sync import SyncBatchNorm as SyncBatchNorm
 from livella.nn.sync import SyncBatchNormAct as SyncBatchNormAct
