@@ -240,3 +240,11 @@ def test_to_and_from_a_layer():
         Moments.of_layer(layer, count=1)
     with pytest.raises(ValueError, match="expected a layer with running averages"):
         moments.store_in(torch.nn.BatchNorm1d(3, track_running_stats=False))
+
+
+@pytest.mark.parametrize("count", [0, torch.tensor(0), torch.zeros(2)])
+def test_an_empty_part_changes_no_infinite_mean(count):
+    infinite = Moments.of(torch.tensor([[1.0, torch.inf], [2.0, 3.0]]))
+    empty = Moments(count, torch.zeros(2), torch.zeros(2))
+    for merged in (infinite.merge(empty), empty.merge(infinite)):
+        assert merged.mean.tolist() == [1.5, torch.inf]

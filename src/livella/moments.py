@@ -91,6 +91,10 @@ class Moments:
         a, b = self._wide(), other._wide()
         count = a.count + b.count
         delta = b.mean - a.mean
+        if isinstance(b.count, Tensor):  # an empty part has no mean, and infinity would meet zero
+            delta = torch.where(b.count > 0, delta, 0)
+        elif b.count == 0:
+            return a
         shift = delta * b.count / at_least(1, count)
         return Moments(count, a.mean + shift, a.m2 + b.m2 + delta * shift * a.count)
 
@@ -173,7 +177,8 @@ class Moments:
 
         Raises:
             ValueError: the layer keeps no running averages, has another number of channels, or
-                the variance is undefined or not finite; the layer is then as it was.
+                the variance is undefined or not finite in the layer's dtype; the layer is then as
+                it was.
 
         """
         mean, var = _averages(layer)
@@ -183,13 +188,15 @@ class Moments:
                 f"Moments.store_in: expected a layer of {tuple(self.mean.shape)} channels, "
                 f"got {tuple(mean.shape)}"
             )
-        if not (self.mean.isfinite().all() and variance.isfinite().all()):
+        new = self.mean.to(mean.dtype), variance.to(var.dtype)
+        if not all(value.isfinite().all() for value in new):
             raise ValueError(
                 "Moments.store_in: expected finite moments of two values or more a channel; "
-                "look for NaN or infinity in the data, or measure more of them"
+                f"that {var.dtype} can hold; look for NaN or infinity in the data, measure more of "
+                "them, or keep the layer in float32"
             )
-        mean.copy_(self.mean)
-        var.copy_(variance)
+        mean.copy_(new[0])
+        var.copy_(new[1])
 
     def _wide(self) -> Moments:
         """In float64, where the device has it."""

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import livella
 from livella.model.accumulate import accumulate
@@ -173,3 +174,47 @@ def test_a_model_without_batch_norm_is_plain_accumulation():
     total = accumulate(model, x.split(2), lambda model, x: model(x).sum())
     torch.testing.assert_close(model.weight.grad, x.sum(0, keepdim=True))
     torch.testing.assert_close(total, model(x).sum().detach())
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool):
+        super().__init__()
+        self.reentrant = reentrant
+        self.first = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self.net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())
+        self.last = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.last(checkpoint(self.net, self.first(x), use_reentrant=self.reentrant))
+
+
+def test_activation_checkpoints():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Checkpointed(reentrant=False).double()
+        x = torch.randn(8, 3, dtype=torch.float64)
+    whole = copy.deepcopy(model)
+    loss = lambda m, x: m(x).square().sum()  # noqa: E731
+    loss(whole, x).backward()
+    accumulate(model, x.split(3), loss)
+    assert [int(b) for n, b in model.named_buffers() if n.endswith("tracked")] == [1, 1]
+    for buffer, other in zip(model.buffers(), whole.buffers(), strict=True):
+        other.copy_(buffer)  # torch's takes a checkpointed batch in twice
+    assert_same(model, whole, 1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_reentrant_checkpoint_is_refused():
+    model, x = Checkpointed(reentrant=True).double(), torch.randn(8, 3, dtype=torch.float64)
+    loss = lambda m, x: m(x).square().sum()  # noqa: E731
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match=r"layer 'net.1' .*use_reentrant=False"):
+        accumulate(model, x.split(3), loss)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_forward_replaced_on_the_layer_itself_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model[1].forward = lambda x: x
+    with pytest.raises(TypeError, match=r"layer '1' .* forward of its own"):
+        accumulate(model, [torch.randn(4, 2)], lambda m, x: m(x).sum())

@@ -182,3 +182,43 @@ def test_synchronized_layers_of_torch_are_frozen_too():
     assert y.shape == (4, 3)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model[0].training
+
+
+def test_unfreezing_keeps_what_was_done_since():
+    model = freeze(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    livella.set_update_policy(model, "guarded")
+    unfreeze(model)
+    assert type(model[1]) is livella.nn.BatchNorm1d
+    assert model[1].update_policy == "guarded"
+    assert model[1].normalize_by is None
+    assert model[1].update_running
+
+    model = freeze(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    livella.nn.SyncBatchNorm.convert(model)
+    unfreeze(model)
+    assert type(model[1]) is livella.nn.SyncBatchNorm
+    livella.nn.SyncBatchNorm.revert(model)
+    assert type(model[1]) is livella.nn.BatchNorm1d
+
+    model = livella.nn.SyncBatchNorm.convert(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    livella.nn.SyncBatchNorm.revert(freeze(model))
+    assert model[1].normalize_by == "running"  # still frozen, in a class that has the switch
+    assert type(unfreeze(model)[1]) is livella.nn.BatchNorm1d
+
+    model = livella.accelerate(freeze(nn.Sequential(nn.BatchNorm1d(2), nn.ReLU())))
+    said = str(model)
+    unfreeze(model)
+    assert type(model[0]) is livella.nn.BatchNorm1d
+    assert "(fused)" in said
+
+
+@pytest.mark.parametrize("change", [freeze, livella.nn.SyncBatchNorm.convert])
+def test_a_parametrized_layer_keeps_its_class(change):
+    model = change(nn.Sequential(nn.BatchNorm1d(2)))
+    torch.nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Softplus())
+    if change is freeze:
+        unfreeze(model)
+    else:
+        with pytest.warns(UserWarning, match="left alone"):
+            livella.nn.SyncBatchNorm.revert(model)
+    assert model(torch.randn(4, 2)).shape == (4, 2)

@@ -373,6 +373,40 @@ def test_facts_4_3_a_large_mean_spoils_means_of_squares_and_not_this():
     assert torch.allclose(found, truth, rtol=1e-9)
 
 
+def test_update_bn_takes_what_torchs_takes():
+    x = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.BatchNorm1d(5))
+    update_bn((part for part in x.split(25)), model)
+    assert torch.allclose(model[0].running_var, x.var(0), rtol=1e-5)
+    update_bn(x.split(25), nn.Linear(5, 5))  # nothing to do
+    update_bn(x.split(25), livella.freeze(nn.Sequential(nn.BatchNorm1d(5))))
+
+
+def test_an_estimate_that_a_dtype_cannot_hold_is_refused():
+    model = nn.Sequential(nn.BatchNorm1d(2)).half()
+    found = estimate_population(model, [500 * torch.randn(64, 2).half()])
+    before = state(model)
+    with pytest.raises(ValueError, match=r"torch\.float16 can hold"):
+        found.apply()
+    assert_untouched(model, before)
+
+
+def test_calls_that_differ_are_not_taken_for_data_in_an_order():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.norm(x) + self.norm(2 * x + 5)
+
+    x = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="calls of one layer"):
+        found = estimate_population(Twice(), x.split(50), samples=2000).layers["norm"]
+    assert not found.ordered
+    assert found.error < 0.06
+
+
 def test_an_accelerated_and_a_compiled_model():
     x = data(101)
     wanted = estimate(hard(), list(x.split(25)))

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import livella
 from livella.model.updates import pooled_updates, set_update_policy, skipped_updates, step
+from tests.processes import in_processes
 
 
 class Net(nn.Module):
@@ -217,3 +218,58 @@ def test_pooled_updates_of_masked_frozen_checkpointed_and_failing_steps():
         raise KeyError
     assert torch.equal(layer.running_mean, before)
     assert not layer._forward_pre_hooks
+
+
+def test_pooled_updates_of_a_model_compiled_before():
+    model = Net()
+    wanted = copy.deepcopy(model)
+    compiled = torch.compile(model, backend="eager")
+    compiled(batches()[0])
+    wanted(batches()[0])
+    for each in (compiled, wanted):
+        with pooled_updates(each):
+            each(batches()[1]).sum().backward()
+    for (name, buffer), other in zip(model.named_buffers(), wanted.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, msg=name)
+
+
+def test_a_batch_kept_out_stays_counted_when_its_step_is_taken_back():
+    model = net()
+    bad = batches()[0].fill_(math.nan)
+    with step(model) as begun:
+        with pytest.warns(UserWarning, match="met NaN"):
+            model(bad)
+        begun.take_back()
+    assert set(skipped_updates(model).values()) == {1}
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with pooled_updates(model):
+        model(bad)
+    assert set(skipped_updates(model).values()) == {3}  # in the pass, and as the pool
+    kept = [name for name in before if "skipped" not in name]
+    assert all(torch.equal(model.get_buffer(name), before[name]) for name in kept)
+
+
+def test_averages_stay_exact_when_a_state_of_less_precision_is_assigned():
+    model = net()
+    low = {n: t.bfloat16() if t.is_floating_point() else t for n, t in model.state_dict().items()}
+    model.load_state_dict(low, assign=True)
+    assert model.first[1].running_var.dtype == torch.float32
+    assert model.first[1].weight.dtype == torch.bfloat16
+
+
+def _pooled(rank: int, world: int) -> dict[str, torch.Tensor]:
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)) + torch.arange(8.0)[:, None]
+    model = livella.nn.SyncBatchNorm.convert(nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)))
+    with pooled_updates(model):  # two micro-batches each; the second layer is not called
+        for part in x.split((5, 3))[rank].split((3, 2) if rank == 0 else (2, 1)):
+            model[0](part).sum().backward()
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def test_pooled_updates_of_synchronized_layers_are_those_of_all_processes(tmp_path):
+    first, second = in_processes(_pooled, 2, tmp_path)
+    assert isinstance(first, dict), first
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)) + torch.arange(8.0)[:, None]
+    torch.testing.assert_close(first["0.running_mean"], 0.1 * x.mean(0))
+    torch.testing.assert_close(first["0.running_var"], 0.9 + 0.1 * x.var(0))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

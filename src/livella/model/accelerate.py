@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from livella.model import adopt, fused, sites
+from livella.model.freeze import keep_class
 from livella.model.fusion import PLAIN
 from livella.model.plans import Plans
 from livella.nn.batch import _Core
@@ -79,6 +80,8 @@ def accelerate(model: Model) -> Model:
             adopt.change_class(module, kind)
             vars(module).pop("_livella_plans", None)
         raise
+    for layer in model.modules():
+        keep_class(layer)
     return model
 
 

@@ -28,6 +28,7 @@ from livella.model.measure import Enough
 from livella.model.updates import take_in
 from livella.moments import Moments, across, at_least, only, spread
 from livella.nn.batch import _Core
+from livella.nn.switched import checkpoint_frame
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -40,6 +41,9 @@ def accumulate(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Tensor:
     K passes forward, each only up to its level, and K + 1 forward and backward: memory of one
     micro-batch, paid for in time. Where it is enough that the running statistics are right,
     `livella.pooled_updates` costs nothing.
+
+    Activation checkpoints inside the model must be of the non-reentrant kind. Under
+    `DistributedDataParallel` every process needs as many micro-batches.
 
     Args:
         model: any module. Batch norms in evaluation mode, or frozen, stay out of it.
@@ -94,7 +98,7 @@ def _layers(model: nn.Module) -> dict[str, _NormBase]:
         if getattr(layer, "normalize_by", None) == "running":
             continue
         forward = type(layer).forward
-        if forward not in (_BatchNorm.forward, _Core.forward):
+        if forward not in (_BatchNorm.forward, _Core.forward) or "forward" in vars(layer):
             raise TypeError(
                 f"accumulate: layer {name!r} ({type(layer).__name__}) has a forward of its own; "
                 "expected torch's BatchNorm1d/2d/3d or Livella's; freeze it, or use "
@@ -244,6 +248,24 @@ class _Whole:
                 vars(layer)["forward"] = self._forward(name, layer)
             yield
 
+    def _site(self, name: str, again: bool) -> Site:
+        """Which call of the layer this is; one made again by a checkpoint is the one it was."""
+        made = sum(other == name for other, _ in self.calls)
+        if again:
+            if made > 1:
+                raise RuntimeError(
+                    f"accumulate: layer {name!r} is called {made} times, and under activation "
+                    "checkpointing its calls cannot be told apart; leave it out of the checkpoint"
+                )
+            return name, 0
+        if not torch.is_grad_enabled() and checkpoint_frame() == "forward":
+            raise RuntimeError(
+                f"accumulate: layer {name!r} is in an activation checkpoint of the reentrant kind, "
+                "which hides its gradient; pass use_reentrant=False to checkpoint"
+            )
+        self.calls.append((name, made))
+        return name, made
+
     def _forward(self, name: str, layer: _NormBase) -> Callable[..., Tensor]:
         def forward(
             input: Tensor,  # noqa: A002  torch's name
@@ -252,8 +274,8 @@ class _Whole:
             mask: Tensor | None = None,
             activation: str | None = None,
         ) -> Tensor:
-            site = (name, sum(other == name for other, _ in self.calls))
-            self.calls.append(site)
+            again = torch._C._current_graph_task_id() != -1  # a checkpoint runs it once more
+            site = self._site(name, again)
             if site in self.wanted:
                 part = Moments.of(input.detach(), mask=mask)
                 self.dtypes[site] = part.mean.dtype
@@ -265,7 +287,9 @@ class _Whole:
             if given is None:  # not known yet, and what comes of it is not used
                 return input.clone() if residual is None else input + residual
             if site in self.adjoints:
-                self.surrogate.append(_adjoint(input, mask, given, self.adjoints[site]))
+                term = _adjoint(input, mask, given, self.adjoints[site])
+                if not again:
+                    self.surrogate.append(term)
             own = getattr(layer, "activation", None)
             inverse = torch.rsqrt(given.variance + layer.eps)
             return reference.forward(

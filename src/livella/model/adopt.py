@@ -8,13 +8,7 @@ from difflib import get_close_matches
 from torch import nn
 
 from livella.model import sites
-from livella.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
-
-OURS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: BatchNorm1d,
-    nn.BatchNorm2d: BatchNorm2d,
-    nn.BatchNorm3d: BatchNorm3d,
-}
+from livella.nn.batch import OURS as OURS
 
 
 def change_class(module: nn.Module, kind: type[nn.Module]) -> None:

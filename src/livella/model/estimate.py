@@ -83,9 +83,7 @@ class LayerEstimate:
         """
         if self.pooled.scatter is None:
             return float("inf")
-        of_mean, of_variance = (
-            self._widening * e for e in self.pooled.scatter.errors(self.moments)
-        )
+        of_mean, of_variance = self._errors
         seen = self.moments.variance(unbiased=False) + self.layer.eps
         of_sigma = of_variance / (2 * seen)
         squares = (of_mean.square() / seen, of_sigma.square())
@@ -94,7 +92,7 @@ class LayerEstimate:
     @property
     def ordered(self) -> bool:
         """Whether the batches differ more than chance allows, so that the data have an order."""
-        return self.pooled.scatter is not None and self.pooled.scatter.is_ordered(self.moments)
+        return self._excess > 1
 
     @property
     def calls_differ(self) -> bool:
@@ -107,16 +105,32 @@ class LayerEstimate:
         sigma = (call.variance(unbiased=False) + self.layer.eps).sqrt() / seen - 1
         return max(float(each.square().mean().sqrt()) for each in (moved, sigma))
 
-    @property
-    def _widening(self) -> float:
-        """The calls of one pass see the same samples: at worst they all err alike."""
-        return float(len(self.records) ** 0.5)
+    @cached_property
+    def _excess(self) -> float:
+        """How much more batches differ than chance allows, in the call where they do most.
+
+        Call by call: that calls differ from each other says nothing about an order.
+        """
+        return max(
+            (r.scatter.excess(r.moments) for r in self.records if r.scatter is not None),
+            default=1.0,
+        )
+
+    @cached_property
+    def _errors(self) -> tuple[Tensor, Tensor]:
+        """The half-widths of the intervals of mean and variance.
+
+        The calls of one pass see the same samples: at worst they all err alike.
+        """
+        if self.pooled.scatter is None:
+            raise ValueError(f"layer {self.name!r} met no samples: there is no interval")
+        widening = len(self.records) ** 0.5
+        mean, variance = self.pooled.scatter.errors(self.moments, self._excess)
+        return widening * mean, widening * variance
 
     @cached_property
     def _intervals(self) -> tuple[Interval, Interval]:
-        if self.pooled.scatter is None:
-            raise ValueError(f"layer {self.name!r} met no samples: there is no interval")
-        return intervals(self.moments, self.pooled.scatter, self._widening)
+        return intervals(self.moments, self._errors)
 
 
 @dataclass(eq=False)

@@ -15,9 +15,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Frozen(NamedTuple):
-    """What a layer was before it was frozen, and what of it is."""
+    """What a layer was before it was frozen, what it became, and what of it is frozen."""
 
     kind: type[nn.Module]
+    became: type[nn.Module]
     switches: Switches | None
     requires_grad: dict[str, bool]
     statistics: bool
@@ -76,6 +77,9 @@ def freeze(
 def unfreeze(model: Model, layers: Iterable[str] | None = None) -> Model:
     """Undo `freeze`: class, switches and what asked for a gradient are as before; others stay.
 
+    What was done with a layer since stays too: its update policy, its class where something else
+    changed it or relies on it (`accelerate`, `SyncBatchNorm.convert`, a parametrization).
+
     Args:
         model: any module.
         layers: as in `freeze`. Default: all that are frozen.
@@ -90,13 +94,23 @@ def unfreeze(model: Model, layers: Iterable[str] | None = None) -> Model:
             continue
         for name, parameter in layer.named_parameters(recurse=False):
             parameter.requires_grad_(before.requires_grad.get(name, parameter.requires_grad))
-        vars(layer).pop("_switches", None)
-        if before.switches is not None:
-            vars(layer)["_switches"] = before.switches
+        if before.statistics and isinstance(layer, _Core):
+            then = before.switches or Switches()
+            layer.normalize_by, layer.update_running = then.normalize_by, then.update_running
+            if layer._switches is None:  # as before there were any
+                vars(layer).pop("_switches")
         _unhook(layer)
-        adopt.change_class(layer, before.kind)
+        if type(layer) is before.became:
+            adopt.change_class(layer, before.kind)
         del vars(layer)["_livella_frozen"]
     return model
+
+
+def keep_class(layer: nn.Module) -> None:
+    """Let a frozen layer stay of Livella's class when it is unfrozen, as something relies on it."""
+    before = _before(layer)
+    if before is not None:
+        vars(layer)["_livella_frozen"] = before._replace(kind=type(layer))
 
 
 def is_frozen(layer: nn.Module) -> bool:
@@ -114,7 +128,8 @@ def _freeze(layer: nn.Module, statistics: bool, affine: bool) -> None:
     before = _before(layer)
     if before is None:
         flags = {n: p.requires_grad for n, p in layer.named_parameters(recurse=False)}
-        before = Frozen(type(layer), vars(layer).get("_switches"), flags, statistics=False)
+        kind = type(layer)
+        before = Frozen(kind, kind, vars(layer).get("_switches"), flags, statistics=False)
     vars(layer)["_livella_frozen"] = before._replace(statistics=before.statistics or statistics)
     if affine:
         for parameter in layer.parameters(recurse=False):
@@ -123,6 +138,8 @@ def _freeze(layer: nn.Module, statistics: bool, affine: bool) -> None:
         return
     if adopt.can_be_adopted(layer):
         adopt.change_class(layer, adopt.OURS[type(layer)])
+        now: Frozen = vars(layer)["_livella_frozen"]
+        vars(layer)["_livella_frozen"] = now._replace(became=type(layer))
     if isinstance(layer, _Core):
         layer.normalize_by, layer.update_running = "running", False
     else:

@@ -286,7 +286,7 @@ class Estimator:
 
 
 SAMPLES_AT_LEAST = 64
-BATCHES_AT_LEAST = 2
+BATCHES_AT_LEAST = 8
 """Before which a tolerance is not believed: intervals of few samples are intervals of luck."""
 
 

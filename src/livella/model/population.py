@@ -66,7 +66,9 @@ def estimate_population(
             Default: all.
         tolerance: stop when the 95 % interval of every layer's μ and σ reaches no further than
             this share of σ (root mean square over its channels). Data must come in random order:
-            otherwise the intervals widen as the batches differ. Default: all samples.
+            otherwise the intervals widen as the batches differ, and an order that the part read
+            does not show cannot be known. An interval takes the statistics of the layers before
+            as given. Default: all samples.
         include_frozen: measure frozen layers too. Default: false.
         group: processes that read different parts of the data, as many batches as they like, none
             too; all get the same result. Default: all, if `torch.distributed` is initialized.
@@ -112,10 +114,13 @@ def update_bn(
 ) -> None:
     """Take the place of `torch.optim.swa_utils.update_bn`, with its signature: estimate and apply.
 
-    Leaves mode, momentum, counters and frozen layers as they are. `device` has no use: batches are
-    moved to where the model lies.
+    Leaves mode, momentum, counters and frozen layers as they are; without a batch norm to measure
+    it does nothing. What can be read only once is measured in a single pass. `device` has no use:
+    batches are moved to where the model lies.
     """
-    estimate_population(model, loader).apply()
+    if _sorted_out(feeding.unwrap(model), include_frozen=False)[0]:
+        method = "single_pass" if isinstance(loader, Iterator) else "sequential"
+        estimate_population(model, loader, method=method).apply()
 
 
 def _check(
@@ -138,6 +143,20 @@ def _check(
 
 
 def _choose(model: nn.Module, include_frozen: bool) -> tuple[dict[str, _NormBase], dict[str, str]]:
+    """The batch norms to measure, one at least, and the others."""
+    layers, left = _sorted_out(model, include_frozen)
+    if not layers:
+        why = "; ".join(f"{name}: {reason}" for name, reason in left.items())
+        raise ValueError(
+            f"estimate_population: expected a model with batch norms to measure, got "
+            f"{type(model).__name__} ({why or 'none in it'})"
+        )
+    return layers, left
+
+
+def _sorted_out(
+    model: nn.Module, include_frozen: bool
+) -> tuple[dict[str, _NormBase], dict[str, str]]:
     """The batch norms to measure, by name, and the others, with the reason."""
     layers: dict[str, _NormBase] = {}
     left: dict[str, str] = {}
@@ -154,12 +173,6 @@ def _choose(model: nn.Module, include_frozen: bool) -> tuple[dict[str, _NormBase
             left[name] = "frozen"
         else:
             layers[name] = layer
-    if not layers:
-        why = "; ".join(f"{name}: {reason}" for name, reason in left.items())
-        raise ValueError(
-            f"estimate_population: expected a model with batch norms to measure, got "
-            f"{type(model).__name__} ({why or 'none in it'})"
-        )
     return layers, left
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from livella.moments import Moments
@@ -94,24 +94,22 @@ class Scatter:
         spread, within = changed(self.spread), changed(self.within)
         return Scatter(self.samples, self.batches, centre, mean, spread, within)
 
-    def errors(self, moments: Moments) -> tuple[Tensor, Tensor]:
+    def errors(self, moments: Moments, excess: float = 1.0) -> tuple[Tensor, Tensor]:
         """Give the half-widths of the 95 % intervals of mean and variance, (C,) each.
 
         Infinite below two samples. Where batches differ by more than chance allows (data in an
-        order), samples are not independent, and the widths grow by that excess.
+        order), samples are not independent: the widths grow by that excess, which is known from as
+        many values as there are batches.
         """
         if self.samples < 2:
             unknown = torch.full_like(moments.mean, torch.inf)
             return unknown, unknown
         directions = self._directions(moments)
-        t = _quantile(self.samples - 1) * self._excess(directions) ** 0.5
+        values = self.samples if excess == 1 else self.batches
+        t = float(stdtrit(values - 1, (1 + CONFIDENCE) / 2)) * excess**0.5
         scale = t / self.mean[:, 0] / (self.samples * (self.samples - 1)) ** 0.5
         of_mean, of_variance = (scale * _along(self.spread, d) for d in directions)
         return of_mean, of_variance
-
-    def is_ordered(self, moments: Moments) -> bool:
-        """Whether the batches differ more than chance allows."""
-        return self._excess(self._directions(moments)) > 1
 
     def _directions(self, moments: Moments) -> tuple[Tensor, Tensor]:
         """How a sample's contributions make the errors of mean and variance, linearized."""
@@ -122,7 +120,7 @@ class Scatter:
         of_variance = torch.stack([shift.square() - variance, -2 * shift, one], dim=1)
         return of_mean, of_variance
 
-    def _excess(self, directions: tuple[Tensor, Tensor]) -> float:
+    def excess(self, moments: Moments) -> float:
         """How much more the batches differ than independent samples let them; one where not.
 
         The ratio of the mean squares between batches and overall, mean over the channels, counted
@@ -133,7 +131,7 @@ class Scatter:
         between = (self.spread - self.within) / (self.batches - 1)
         overall = self.spread / (self.samples - 1)
         found = 1.0
-        for direction in directions:
+        for direction in self._directions(moments):
             top, bottom = (_along(p, direction).square() for p in (between, overall))
             varies = bottom > 0
             if varies.any():
@@ -146,17 +144,9 @@ def _along(products: Tensor, direction: Tensor) -> Tensor:
     return torch.einsum("ca,cab,cb->c", direction, products, direction).clamp(min=0).sqrt()
 
 
-def _quantile(freedom: int) -> float:
-    """Student's t for the confidence, by its expansion about the normal quantile."""
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
-def intervals(
-    moments: Moments, scatter: Scatter, widening: float = 1.0
-) -> tuple[Interval, Interval]:
+def intervals(moments: Moments, errors: tuple[Tensor, Tensor]) -> tuple[Interval, Interval]:
     """Give the 95 % intervals of mean and (unbiased) variance, the latter even in logarithms."""
-    mean_error, variance_error = (widening * error for error in scatter.errors(moments))
+    mean_error, variance_error = errors
     variance = moments.variance(unbiased=True)
     factor = (variance_error / variance.clamp(min=torch.finfo(variance.dtype).tiny)).exp()
     mean = (moments.mean - mean_error, moments.mean + mean_error)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella.model import adopt, sites
-from livella.model.freeze import is_frozen
+from livella.model.freeze import is_frozen, keep_class
 from livella.moments import Moments
+from livella.nn import SyncBatchNorm, SyncBatchNormAct, switched
 from livella.nn.batch import _Core
 from livella.nn.switched import is_first_pass
 
@@ -53,6 +54,7 @@ def set_update_policy(model: Model, policy: str, layers: Iterable[str] | None = 
         if adopt.can_be_adopted(layer):
             adopt.change_class(layer, adopt.OURS[type(layer)])
         if isinstance(layer, _Core):
+            keep_class(layer)
             layer.update_policy = policy
         else:
             others.append(f"{name or 'the model itself'} ({type(layer).__name__})")
@@ -82,12 +84,13 @@ class Step:
             (buffer, buffer.detach().clone())
             for layer in model.modules()
             if sites.is_batch_norm(layer)
-            for buffer in layer.buffers(recurse=False)
+            for name, buffer in layer.named_buffers(recurse=False)
+            if name != "skipped_batches"  # what was kept out stays counted
         ]
 
     @torch.no_grad()
     def take_back(self) -> None:
-        """Make running statistics and counters what they were, bit for bit."""
+        """Make running statistics and their counters what they were, bit for bit."""
         for buffer, value in self._before:
             buffer.copy_(value)
 
@@ -131,7 +134,9 @@ def pooled_updates(model: nn.Module) -> Iterator[None]:
     For gradient accumulation: each micro-batch is still normalized by itself (`accumulate` is
     exact in that too), but at the end of the block every layer in training takes in once the
     merged moments of all that it was given, the variance between micro-batches included, by
-    torch's rule. After an exception nothing is taken in.
+    torch's rule; synchronized layers merge those of all their processes. Inside the block the model
+    runs uncompiled, as a compiled one would not be seen. Call `backward` inside too. After an
+    exception nothing is taken in.
 
     Passes without gradients, and repeated ones under activation checkpointing, do not count.
 
@@ -157,12 +162,22 @@ def pooled_updates(model: nn.Module) -> Iterator[None]:
         for layer in layers:
             hook = layer.register_forward_pre_hook(look, with_kwargs=True)
             cleanup.callback(hook.remove)
+        cleanup.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             yield
         finally:
             before.take_back()
-    for layer, moments in seen.items():
-        take_in(layer, moments)
+    for layer in layers:  # in the order of the model, so that processes meet at the same layer
+        moments = seen.get(layer)
+        if isinstance(layer, SyncBatchNorm | SyncBatchNormAct | nn.SyncBatchNorm):
+            moments = moments or Moments.empty(layer.num_features, _device(layer))
+            moments = moments.all_reduce(layer.process_group)
+        if moments is not None:
+            take_in(layer, moments)
+
+
+def _device(layer: _NormBase) -> torch.device | None:
+    return None if layer.running_mean is None else layer.running_mean.device
 
 
 @torch.no_grad()
@@ -172,17 +187,11 @@ def take_in(layer: _NormBase, moments: Moments) -> None:
     By torch's rule: momentum, the unbiased variance, one batch more; as its switches and its policy
     say, where it is one of Livella's.
     """
-    mean, var, counter = layer.running_mean, layer.running_var, layer.num_batches_tracked
     updates = layer.track_running_stats and getattr(layer, "update_running", True)
-    if mean is None or var is None or not updates or int(torch.as_tensor(moments.count)) < 2:
+    counted = layer.momentum is not None or layer.num_batches_tracked is not None
+    if not (updates and counted) or layer.running_mean is None or layer.running_var is None:
         return
-    variance = moments.variance(unbiased=True)
+    enough = torch.as_tensor(moments.count).min() >= 2
     guarded = isinstance(layer, _Core) and layer.update_policy == "guarded"
-    if guarded and not (moments.mean.isfinite().all() and variance.isfinite().all()):
-        return
-    share = layer.momentum
-    if counter is not None:
-        counter.add_(1)
-        share = 1 / int(counter) if share is None else share
-    for running, new in ((mean, moments.mean), (var, variance)):
-        running.copy_(torch.lerp(running.to(new.dtype), new, share or 0.0))
+    variance = moments.variance(unbiased=True)
+    switched.take_in(layer, moments.mean, variance, enough, guarded=guarded)

@@ -129,7 +129,8 @@ class _Core(_NormBase):
     def update_policy(self, value: str) -> None:
         self._switch(update_policy=value)
         if value == "guarded" and "skipped_batches" not in self._buffers:
-            device = None if self.running_mean is None else self.running_mean.device
+            tensors = (self.running_mean, self.weight)
+            device = next((t.device for t in tensors if t is not None), None)
             zero = torch.zeros((), dtype=torch.long, device=device)
             self.register_buffer("skipped_batches", zero, persistent=False)
             self._keep_precision({})
@@ -156,6 +157,11 @@ class _Core(_NormBase):
         if self.update_policy == "guarded":
             self._keep_precision(before)
         return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        if self.update_policy == "guarded":  # assigned, tensors bring their dtype along
+            self._keep_precision({})
 
     def _keep_precision(self, before: dict[str, Tensor | None]) -> None:
         """Running statistics in float32 or better: in fewer bits small steps round to none."""
@@ -285,3 +291,11 @@ class BatchNorm3d(_Plain, nn.BatchNorm3d):
 
     input_dims = BatchNormAct3d.input_dims
     with_activation = BatchNormAct3d
+
+
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
+"""The layer that takes the place of each of torch's."""

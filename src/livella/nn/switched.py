@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from livella import functional
 from livella.moments import Moments, accumulation_dtype
@@ -129,13 +130,13 @@ def _measured(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def take_in(layer: _Core, mean: Tensor, var: Tensor, enough: Tensor, *, guarded: bool) -> None:
+def take_in(layer: _NormBase, mean: Tensor, var: Tensor, enough: Tensor, *, guarded: bool) -> None:
     """Take a batch into the averages, where it had two values or more; if guarded, finite ones."""
     counter = layer.num_batches_tracked
     taken = enough
     if guarded:
         taken = enough & mean.isfinite().all() & var.isfinite().all()
-        _count_skipped(layer, enough & ~taken)
+        count_skipped(layer, enough & ~taken)
     share: float | Tensor | None = layer.momentum
     if share is None:
         assert counter is not None, "an average over all batches counts them"
@@ -148,7 +149,9 @@ def take_in(layer: _Core, mean: Tensor, var: Tensor, enough: Tensor, *, guarded:
         counter.add_(taken)
 
 
-def _count_skipped(layer: _Core, skipped: Tensor) -> None:
+def count_skipped(layer: _NormBase, skipped: Tensor) -> None:
+    """Count a batch that was kept out of the averages of a guarded layer, and tell the first."""
+    assert isinstance(layer.skipped_batches, Tensor), "guarded layers have it"
     layer.skipped_batches.add_(skipped)
     if torch.compiler.is_compiling() or not skipped.is_cpu:  # asking a GPU would wait for it
         return
@@ -167,17 +170,29 @@ def is_first_pass() -> bool:
     A pass without gradients never is. A checkpoint of the reentrant kind runs a segment without
     gradients, then once more, with them, in its own backward: that second pass counts. The other
     kind runs it with gradients, and again when a saved tensor is asked for: that one does not.
+    Inside a compiled segment it cannot be told, and each pass counts: compile what is around the
+    checkpoint instead.
     """
     if not torch.is_grad_enabled():
         return False
     if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
         return True
+    return checkpoint_frame() != "unpack_hook"
+
+
+def checkpoint_frame() -> str | None:
+    """Which function of an activation checkpoint this call is made in, the innermost, if in any.
+
+    "forward" is the first pass of the reentrant kind, "backward" its second; "unpack_hook" is the
+    second pass of the other kind.
+    """
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            if frame.f_code.co_name == "unpack_hook":
-                return False
-            if frame.f_code.co_name == "backward":
-                return True
+        name = frame.f_code.co_name
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint" and name in _CHECKPOINT:
+            return name
         frame = frame.f_back  # type: ignore[assignment]
-    return True
+    return None
+
+
+_CHECKPOINT = ("forward", "backward", "unpack_hook")

@@ -16,6 +16,7 @@ from livella.checks import Call, check
 from livella.moments import Moments, accumulation_dtype, at_least
 from livella.nn import switched
 from livella.nn.batch import (
+    OURS,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -79,7 +80,8 @@ class _Synchronized(_Core):
         _check(self, input, residual, mask, activation)
         local = Moments.of(input.detach(), mask=mask)
         moments = _gathered(local, self.process_group)
-        if mask is None and int(moments.count) == 1:
+        alone = input.numel() <= input.shape[1]  # else nobody need be asked how many there are
+        if mask is None and alone and int(moments.count) == 1:
             raise ValueError(
                 "batch_norm: expected more than one value per channel in training, got one over "
                 f"all {_processes(self.process_group)} processes; use larger batches"
@@ -145,29 +147,31 @@ class _Synchronized(_Core):
     def revert(cls, model: Model) -> Model:
         """Make every synchronized layer what it was before `convert`, in place.
 
-        Layers that were built as `SyncBatchNorm` become torch's.
+        Layers that were built as `SyncBatchNorm` become torch's. A layer whose switches were moved
+        since, by `livella.freeze` for one, becomes the Livella layer of that name, which has them.
 
         Returns:
             The model.
 
         Warns:
-            UserWarning: names layers that were built with an activation, for which torch has no
-                class; they stay as they are.
+            UserWarning: names layers that torch has no class for, as they were built with an
+                activation or had a switch moved, or were parametrized since; they stay as they are.
 
         """
         others = []
         for name, layer in model.named_modules():
             if not isinstance(layer, _Synchronized):
                 continue
-            former = vars(layer).pop("_livella_converted_from", None)
-            if former is None and type(layer) is not SyncBatchNorm:
+            kind = _reverted(layer)
+            if kind is None:
                 others.append(f"{name or 'the model itself'} ({type(layer).__name__})")
                 continue
-            vars(layer).pop("input_dims", None)
-            if former not in (None, nn.SyncBatchNorm):
+            for own in ("_livella_converted_from", "input_dims"):
+                vars(layer).pop(own, None)
+            if kind is not nn.SyncBatchNorm:
                 vars(layer).pop("process_group", None)
-            object.__setattr__(layer, "__class__", former or nn.SyncBatchNorm)
-        _name("revert", others, "build a BatchNormAct in their place")
+            object.__setattr__(layer, "__class__", kind)
+        _name("revert", others, "build another layer in their place")
         return model
 
 
@@ -338,6 +342,17 @@ class _Waiting:
             "the layer fewer times; look at its output, and give it an empty batch where it has "
             "none"
         ) from error
+
+
+def _reverted(layer: _Synchronized) -> type[nn.Module] | None:
+    """The class that a synchronized layer goes back to, if there is one that does the same."""
+    if type(layer) not in (SyncBatchNorm, SyncBatchNormAct):
+        return None  # something changed the class since, and relies on it
+    built = nn.SyncBatchNorm if type(layer) is SyncBatchNorm else None
+    former: type[nn.Module] | None = vars(layer).get("_livella_converted_from", built)
+    if layer._switches is None or former is None or issubclass(former, _Core):
+        return former
+    return OURS.get(former)
 
 
 def _processes(group: Group) -> int:
