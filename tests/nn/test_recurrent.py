@@ -590,6 +590,7 @@ def test_activation_checkpointing(kind):
 
 
 @both
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_whole(kind):
     torch.manual_seed(0)
     torch._dynamo.reset()

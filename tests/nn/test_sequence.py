@@ -129,6 +129,7 @@ def test_the_tools_for_batch_norms_meet_one():
     assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_idiom():
     layer = SequenceBatchNorm(3, batch_first=True, activation="relu")
     assert list(layer.state_dict()) == [f"norm.{n}" for n in BatchNorm1d(3).state_dict()]
