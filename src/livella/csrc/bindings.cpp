@@ -217,8 +217,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
                         gamma.data(), beta.data(), mean, mean + channels, total,
                         sums ? total + channels : nullptr, training, streams, threads});
   });
-  for (int64_t i = 2 * channels; i < static_cast<int64_t>(sum.size()); i++)
-    sum[i % (2 * channels)] += sum[i];
+  for (int64_t part = 1; sums && part < parts.count; part++)
+    for (int64_t i = 0; i < 2 * channels; i++) sum[i] += sum[part * 2 * channels + i];
   for (int64_t c = 0; corrected && sums && c < channels; c++)
     sum[c] = r[c] * sum[c] + d[c] * sum[channels + c];
 

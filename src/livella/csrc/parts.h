@@ -10,8 +10,6 @@
 
 namespace livella {
 
-// Parts of up to this size stay in the cache of the core that takes them, one part on each core.
-constexpr int64_t kSideBySide = 1 << 18;
 constexpr int64_t kWorthSharing = 1 << 14;  // elements in all, below which one thread is faster
 
 struct Parts {
@@ -36,11 +34,12 @@ struct Parts {
     return memory ? memory + part * size * whole.channels * whole.positions * element : nullptr;
   }
 
-  // Calls run(part, threads) for every part, with the threads that it has for itself.
+  // Calls run(part, threads) for every part, with the threads that it has for itself: parts side by
+  // side on one thread each, where that leaves none idle for long, or one after the other on all.
   template <class F>
   void each(const Threads& threads, F&& run) const {
-    const bool few = count < 2 * threads.count || layout(0).size() > kSideBySide;
-    if (few || threads.count < 2 || whole.size() < kWorthSharing) {
+    const bool balanced = count % threads.count == 0 || count >= 4 * threads.count;
+    if (!balanced || threads.count < 2 || whole.size() < kWorthSharing) {
       for (int64_t part = 0; part < count; part++) run(part, threads);
       return;
     }

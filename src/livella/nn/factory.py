@@ -36,7 +36,8 @@ def make_norm(kind: str, num_features: int, ndim: int, **options: Any) -> nn.Mod
         ndim: 1, 2 or 3, as in `BatchNorm{ndim}d`: 1 serves (N, C) and (N, C, L).
         options: passed to the layer, such as `eps`, `affine`, `device`, `dtype`, `activation`
             ("batch", "ghost", "renorm", "sync"), `ghost_size` ("ghost"), `r_max` and its kin
-            ("renorm") and `num_groups` ("group" only; by default the largest divisor of C not above 32 nor, from two channels on, above C/2). Every kind is affine by default, "instance"
+            ("renorm") and `num_groups` ("group" only; by default the largest divisor of C not above
+            32 nor, from two channels on, above C/2). Every kind is affine by default, "instance"
             too. "none" takes any and uses none.
 
     Returns:

@@ -59,17 +59,17 @@ class _Renorm(_Core):
         return {"limits": self._limits()}
 
     def _limits(self) -> Tensor:
-        counter, start = self.num_batches_tracked, self.warmup_steps
-        full = torch.tensor([self.r_max, self.d_max], dtype=torch.float64, device=counter.device)
-        ends = (max(start, self.r_max_steps), max(start, self.d_max_steps))
-        if ends == (0, 0):
-            return full
-        # Linear from the end of the warm-up; where nothing is left of the ramp it is a step.
-        ramp = torch.tensor([max(end - start, 1) for end in ends], device=counter.device)
-        grown = ((counter - start) / ramp).clamp(0, 1)
-        grown = torch.where(counter >= full.new_tensor(ends), 1, grown)
-        none = full.new_tensor([1.0, 0.0])
-        return none + (full - none) * grown
+        counter, full = self.num_batches_tracked, (self.r_max, self.d_max)
+        if self.warmup_steps or self.r_max_steps or self.d_max_steps:
+            # A number is quicker, where there is one to be had: not while a graph is being made.
+            real = type(counter) is Tensor and counter.is_cpu and not torch.compiler.is_compiling()
+            step = int(counter) if real else counter.double()
+            r = 1 + (self.r_max - 1) * _ramp(step, self.warmup_steps, self.r_max_steps)
+            d = self.d_max * _ramp(step, self.warmup_steps, self.d_max_steps)
+            if isinstance(r, Tensor):
+                return torch.stack([r, d])
+            full = r, d
+        return torch.tensor(full, dtype=torch.float64, device=counter.device)
 
     def extra_repr(self) -> str:
         """Describe the layer as batch norm is, then the limits and their schedule."""
@@ -149,6 +149,14 @@ class BatchRenorm3d(_Renorm):
     """Batch renormalization of (N, C, D, H, W). See `BatchRenorm2d`."""
 
     input_dims = BatchNormAct3d.input_dims
+
+
+def _ramp(step: int | Tensor, start: int, end: int) -> Any:
+    """Rise from zero at `start` to one at `end`, or, where that is no later, in the step before."""
+    if end <= start:
+        start, end = start - 1, start
+    share = (step - start) / (end - start)
+    return share.clamp(0, 1) if isinstance(share, Tensor) else min(max(share, 0.0), 1.0)
 
 
 def _check_schedule(**steps: int) -> None:
