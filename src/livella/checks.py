@@ -26,6 +26,8 @@ class Call(NamedTuple):
     residual: Tensor | None
     mask: Tensor | None
     num_batches_tracked: Tensor | None
+    ghost_size: int | None = None
+    limits: Tensor | None = None
 
 
 def check(call: Call) -> None:
@@ -35,6 +37,7 @@ def check(call: Call) -> None:
     _check_per_channel(call)
     if call.training:
         _check_averages(call)
+        _check_limits(call)
     _check_extras(call.input, call.activation, call.residual, call.mask)
 
 
@@ -54,6 +57,9 @@ def _check_input(x: Tensor) -> None:
 def _check_training(call: Call) -> None:
     x, training, eps = call.input, call.training, call.eps
     running_mean, running_var = call.running_mean, call.running_var
+    if call.ghost_size is not None:
+        check_ghost_size(call.ghost_size)
+        _check_ghost_batches(x, call.ghost_size, call.mask)
     if training and call.mask is None and count_elements(x.shape) == 1:
         raise ValueError(
             "batch_norm: expected more than one value per channel in training, got an input of "
@@ -127,6 +133,49 @@ def _check_averages(call: Call) -> None:
             "batch_norm: got running_mean and running_var in the same memory, where each "
             "would overwrite the other; give each its own tensor"
         )
+
+
+def check_ghost_size(size: int) -> None:
+    """Raise TypeError for what is no whole number, and ValueError for one below one."""
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(
+            f"expected ghost_size as a whole number of samples, got {size!r}; "
+            "the usual one is 32, and None is for a batch in one part"
+        )
+    if size < 1:
+        raise ValueError(f"expected a ghost_size of one sample or more, got {size}")
+
+
+def _check_ghost_batches(x: Tensor, size: int, mask: Tensor | None) -> None:
+    if mask is None and size == 1 and x.shape[0] > 1 and count_elements(x[:1].shape) == 1:
+        raise ValueError(
+            "batch_norm: expected more than one value per channel in each ghost batch, got "
+            f"ghost_size=1 for an input of shape {tuple(x.shape)}; use a ghost_size of two or more"
+        )
+
+
+def check_limits(r_max: float, d_max: float) -> None:
+    """Raise ValueError for limits between which r = 1 and d = 0 do not lie."""
+    if not (r_max >= 1 and d_max >= 0):
+        raise ValueError(
+            "expected limits r_max of one or more and d_max not below zero, "
+            f"got r_max={r_max} and d_max={d_max}; r_max=1 with d_max=0 is batch norm"
+        )
+
+
+def _check_limits(call: Call) -> None:
+    if call.limits is None:
+        return
+    if call.running_mean is None or call.ghost_size is not None:
+        got = "no running averages" if call.running_mean is None else "ghost batches"
+        raise ValueError(
+            f"batch_norm: expected limits with running averages and a batch in one part, got {got}"
+        )
+    if call.limits.shape != (2,):
+        shape = tuple(call.limits.shape)
+        raise ValueError(f"batch_norm: expected limits (r_max, d_max), got a tensor of {shape}")
+    if not torch.compiler.is_compiling() and _has_memory(call.limits):
+        check_limits(*call.limits.tolist())
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:

@@ -6,6 +6,7 @@ This is the only place where it is decided which implementation runs: the kernel
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,8 @@ from torch.autograd import forward_ad
 from livella import native, operators, reference
 from livella.checks import Call, check
 from livella.checks import check_activation as check_activation
+from livella.checks import check_ghost_size as check_ghost_size
+from livella.checks import check_limits as check_limits
 from livella.moments import Moments, accumulation_dtype, at_least
 
 
@@ -34,10 +37,12 @@ def batch_norm(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
+    ghost_size: int | None = None,
+    limits: tuple[float, float] | Tensor | None = None,
 ) -> Tensor:
     """Normalize each channel: y = act((x − μ)/√(σ² + ε)·γ + β + residual).
 
-    Ioffe & Szegedy 2015, Algorithm 1. `torch.nn.functional.batch_norm` with four more keywords.
+    Ioffe & Szegedy 2015, Algorithm 1. `torch.nn.functional.batch_norm` with six more keywords.
     In training μ and σ² are the mean and the *biased* variance of this batch, and the running
     averages take in its mean and its *unbiased* variance. In evaluation μ and σ² are the running
     averages. Twice differentiable with respect to input, weight, bias and residual.
@@ -64,17 +69,24 @@ def batch_norm(
             undefined: the running averages stay as they are. Default: all are valid.
         num_batches_tracked: a counter, raised by one in training unless a mask leaves the running
             averages as they are. Default: none.
+        ghost_size: in training normalize each run of so many samples by its own moments, and let
+            the running averages take in one run after the other, see `livella.nn.GhostBatchNorm2d`;
+            `num_batches_tracked` counts the runs. Default: the batch is one.
+        limits: r_max and d_max of batch renormalization, in training, see
+            `livella.nn.BatchRenorm2d`; (1, 0) is batch norm. Default: none.
 
     Returns:
         y, of the shape, dtype and memory format of the input.
 
     Raises:
         ValueError: one value a channel in training without a mask, `eps` out of range, one running
-            average without the other, an unknown activation, a residual or mask of a wrong shape.
+            average without the other, an unknown activation, a residual or mask of a wrong shape,
+            a `ghost_size` below one, one value a channel in ghost batches, `limits` out of range,
+            without running averages, or together with a `ghost_size`.
         RuntimeError: an input without channels, no running averages in evaluation, a parameter or
             average of a wrong size, dtype or device, averages that share memory.
         NotImplementedError: the input is not of a floating dtype.
-        TypeError: the mask is not boolean.
+        TypeError: the mask is not boolean, or `ghost_size` no whole number.
 
     """
     call = Call(
@@ -90,12 +102,13 @@ def batch_norm(
         residual,
         mask,
         num_batches_tracked,
+        *_of_training(input, training, ghost_size, limits),
     )
     compiling = torch.compiler.is_compiling()
     if not compiling and _is_followed(input) and _torch_can(call):
         if torch._C._get_tracing_state() is None:  # a trace would warn of each question
             check(call)
-        return _torch(call)
+        return _as_batch_norms(call, _torch)
     if _fits_kernels(call, compiling):
         if compiling:
             check(call)
@@ -105,7 +118,56 @@ def batch_norm(
             check(call)  # says what was wrong with an argument, if it was one
             raise
     check(call)
-    return _torch(call) if _left_to_torch(call, compiling) else _reference(call)
+    return _as_batch_norms(call, _torch if _left_to_torch(call, compiling) else _reference)
+
+
+def _of_training(
+    x: Tensor, training: bool, ghost_size: int | None, limits: Any
+) -> tuple[int | None, Tensor | None]:
+    """Give what only training asks for."""
+    if not training:
+        return None, None
+    if limits is not None:
+        limits = torch.as_tensor(limits, dtype=torch.float64, device=x.device)
+    return ghost_size, limits
+
+
+def _as_batch_norms(call: Call, run: Callable[[Call], Tensor]) -> Tensor:
+    """Run what knows neither parts nor limits, so that it does what they ask for."""
+    if call.limits is not None:
+        return run(_corrected(call))
+    parts = [
+        call._replace(input=x, residual=residual, mask=mask)
+        for x, residual, mask in ghost_batches(
+            call.input, call.residual, call.mask, call.ghost_size
+        )
+    ]
+    if len(parts) == 1:
+        return run(call)
+    return torch.cat([run(part) for part in parts]).contiguous(
+        memory_format=_memory_format(call.input)
+    )
+
+
+def _corrected(call: Call) -> Call:
+    assert call.running_mean is not None, "checked with the limits"
+    assert call.running_var is not None
+    assert call.limits is not None
+    moments = Moments.of(call.input.detach(), mask=call.mask)
+    averages = (call.running_mean, call.running_var)
+    r, d = reference.correction(moments, *averages, call.limits, call.eps)
+    weight, bias = reference.corrected(call.weight, call.bias, r, d)
+    return call._replace(weight=weight, bias=bias, limits=None)
+
+
+def ghost_batches(
+    x: Tensor, residual: Tensor | None, mask: Tensor | None, size: int | None
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Cut a batch, and what goes with it, into ghost batches."""
+    if mask is not None:
+        mask = mask.expand(x.shape[0], *x.shape[2:])
+    for run in reference.ghost_batches(x.shape, size):
+        yield tuple(None if t is None else t[run] for t in (x, residual, mask))  # type: ignore[misc]
 
 
 def contributions(x: Tensor, centre: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -58,11 +58,17 @@ def _arguments(call: Call) -> tuple[Any, ...]:
         call.momentum,
         call.eps,
         call.activation,
+        call.ghost_size,
+        call.limits,
     )
 
 
 def _run(call: Call) -> tuple[Tensor, Tensor]:
-    """Give y, and μ and σ⁻¹ as a tensor of shape (2, C)."""
+    """Give y, and μ and σ⁻¹ as a tensor of shape (2, C).
+
+    With ghost batches those of each follow one another, (2·parts, C); with limits r and d follow,
+    (4, C).
+    """
     with torch._C._AutoDispatchBelowAutograd():
         both: tuple[Tensor, Tensor] = torch.ops.livella.batch_norm.default(*_arguments(call))
     return both
@@ -101,6 +107,7 @@ class BatchNorm(torch.autograd.Function):
             kept = output if call.activation in TOLD_BY_OUTPUT else residual
         ctx.save_for_backward(x, weight, bias, statistics, kept)
         ctx.settings = (call.training, call.eps, call.activation, residual is not None)
+        ctx.ghost_size, ctx.corrected = call.ghost_size, call.limits is not None
         return output
 
     @staticmethod
@@ -122,6 +129,7 @@ class BatchNorm(torch.autograd.Function):
             wants_x,
             wants_weight or wants_bias,
             wants_residual,
+            ctx.ghost_size,
         )
         if has_residual and activation is None:
             dresidual = dy
@@ -159,24 +167,55 @@ class Statistics(torch.autograd.Function):
 def _differentiable(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """Give the four gradients in operations that can be differentiated once more."""
     x, weight, bias, statistics, kept = ctx.saved_tensors
+    runs = reference.ghost_batches(x.shape, ctx.ghost_size)
+    if len(runs) == 1:
+        gradients = _of_part(ctx, dy, x, weight, bias, statistics, kept)
+    else:
+        parts = zip(*(
+            _of_part(ctx, dy[run], x[run], weight, bias, None, None if kept is None else kept[run])
+            for run in runs
+        ), strict=True)  # fmt: skip
+        dx, dweight, dbias, dresidual = parts
+        gradients = torch.cat(dx), sum(dweight), sum(dbias), torch.cat(dresidual)
+    wanted = zip(gradients, ctx.needs_input_grad[:4], strict=True)
+    return [gradient if needed else None for gradient, needed in wanted]
+
+
+def _of_part(
+    ctx: Any,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor | None,
+    kept: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     training, eps, activation, has_residual = ctx.settings
+    dtype = accumulation_dtype(x.dtype)
     if training:  # the moments must depend on x once more
         moments = Moments.of(x)
         mean = moments.mean
         inverse = reference.inverse_deviation(moments.variance(unbiased=False), eps)
     else:
-        mean, inverse = (each.to(accumulation_dtype(x.dtype)) for each in statistics)
+        assert statistics is not None, "evaluation knows no parts"
+        mean, inverse = (each.to(dtype) for each in statistics)
     residual = None
     if has_residual and activation in TOLD_BY_OUTPUT:
+        assert kept is not None, "what is told by the output keeps it"
         dy = dy.to(inverse.dtype) * reference.ACTIVATIONS[activation].derivative(kept.detach())
         activation = None
     elif has_residual:
         residual = kept
-    gradients = reference.backward(
+    if ctx.corrected:
+        assert statistics is not None, "a corrected batch is one part"
+        r, d = statistics[2:].to(dtype)
+        weight, bias = reference.corrected(weight, bias, r, d)
+    dx, dweight, dbias, dresidual = reference.backward(
         dy, x, mean, inverse, weight, bias, residual, None, activation, from_batch=training
     )
-    wanted = zip(gradients, ctx.needs_input_grad[:4], strict=True)
-    return [gradient if needed else None for gradient, needed in wanted]
+    if ctx.corrected:
+        dweight = r * dweight + d * dbias
+    return dx, dweight, dbias, dresidual
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
@@ -195,9 +234,16 @@ def _check_devices(x: Tensor, others: tuple[Any, ...]) -> None:
             )
 
 
-def _fake(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    _check_devices(x, others)
-    return torch.empty_like(x), x.new_empty((2, x.shape[1]), dtype=torch.float64)
+def _fake(
+    x: Tensor,
+    *others: Any,
+    ghost_size: int | None = None,
+    limits: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    ghost_size, limits = (*others[10:], ghost_size, limits)[:2]
+    _check_devices(x, (*others, limits))
+    rows = 2 * reference.count_ghost_batches(x.shape, ghost_size) if limits is None else 4
+    return torch.empty_like(x), x.new_empty((rows, x.shape[1]), dtype=torch.float64)
 
 
 def _fake_backward(
@@ -212,6 +258,7 @@ def _fake_backward(
     input_grad: bool,
     parameters_grad: bool,
     residual_grad: bool,
+    _ghost_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def parameter(of: Tensor | None) -> Tensor:
         if not parameters_grad:
@@ -240,6 +287,8 @@ def _differentiated(
     momentum: float | None,
     eps: float,
     activation: str | None,
+    ghost_size: int | None = None,
+    limits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     call = Call(
         x,
@@ -254,6 +303,8 @@ def _differentiated(
         residual,
         None,
         num_batches_tracked,
+        ghost_size,
+        limits,
     )
     both: tuple[Tensor, Tensor] = Statistics.apply(x, weight, bias, residual, call)  # type: ignore[no-untyped-call]
     return both

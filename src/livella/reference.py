@@ -15,6 +15,7 @@ Shapes: x, r, z, y (N, C, …); γ, β, μ, σ² (C,); mask (N, …) or broadcas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ import torch.nn.functional as F  # noqa: N812  the usual name
 from torch import Tensor
 
 from livella.moments import (
+    Moments,
     accumulation_dtype,
     across,
     at_least,
@@ -173,6 +175,64 @@ def backward(
 def inverse_deviation(variance: Tensor, eps: float) -> Tensor:
     """Give σ⁻¹ = 1/√(σ² + ε), in float32 or float64."""
     return torch.rsqrt(variance.to(accumulation_dtype(variance.dtype)) + eps)
+
+
+def ghost_batches(shape: torch.Size, size: int | None) -> list[slice]:
+    """Cut a batch into runs of `size` samples, the last one ragged; none leaves it whole.
+
+    Hoffer, Hubara & Soudry 2017, Algorithm 1. One value has no variance: a last run that holds one
+    a channel joins the run before.
+    """
+    runs = count_ghost_batches(shape, size)
+    if size is None or runs == 1:
+        return [slice(0, shape[0])]
+    ends = [*range(size, runs * size, size), shape[0]]
+    return [slice(k * size, end) for k, end in enumerate(ends)]
+
+
+def count_ghost_batches(shape: torch.Size, size: int | None) -> int:
+    """Say how many `ghost_batches` there are."""
+    samples = shape[0]
+    if size is None or samples <= size:
+        return 1
+    left = samples % size * math.prod(shape[2:])
+    return int(samples // size + (1 if left > 1 else 0))
+
+
+def correction(
+    moments: Moments, running_mean: Tensor, running_var: Tensor, limits: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Give r and d of batch renormalization, x̂ = (x − μ_B)/σ_B·r + d: Ioffe 2017, Algorithm 1.
+
+        r = clip(σ_B/σ, 1/r_max, r_max)     d = clip((μ_B − μ)/σ, −d_max, d_max)
+
+    with σ_B = √(σ_B² + ε) of the batch and σ = √(σ² + ε) of the running averages. Within the limits
+    x̂ = (x − μ)/σ. No gradient flows through r and d.
+
+    Args:
+        moments: of the batch.
+        running_mean: μ, (C,), as before this batch.
+        running_var: σ², (C,), likewise.
+        limits: r_max and d_max, (2,).
+        eps: ε.
+
+    """
+    with torch.no_grad():
+        dtype = moments.mean.dtype
+        r_max, d_max = limits.to(dtype).unbind()
+        deviation = (moments.m2 / at_least(1, moments.count) + eps).sqrt()
+        running = (running_var.to(dtype) + eps).sqrt()
+        r = (deviation / running).clamp(1 / r_max, r_max)
+        d = ((moments.mean - running_mean.to(dtype)) / running).clamp(-d_max, d_max)
+    return r, d
+
+
+def corrected(
+    weight: Tensor | None, bias: Tensor | None, r: Tensor, d: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give the γ and β by which batch norm does the same: γ·r and β + γ·d."""
+    shift = d if weight is None else weight * d
+    return r if weight is None else weight * r, shift if bias is None else bias + shift
 
 
 def _normalize(x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:

@@ -1,29 +1,15 @@
 // The operators, on LibTorch's stable ABI: one build serves every torch from 2.10 on.
 //
 // Arguments are checked here only as far as memory is at stake; functional.py explains to the user.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <algorithm>
-#include <cmath>
 #include <cstdlib>
-#include <optional>
 #include <string>
 #include <tuple>
-#include <vector>
 
-#include "kernels.h"
-#include "memory.h"
+#include "parts.h"
+#include "tensors.h"
 
 namespace livella {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
 
 const Kernels& kernels() {
   static const Kernels* chosen = choose_kernels(std::getenv("LIVELLA_ISA"));
@@ -40,21 +26,6 @@ void run_on_threads(int64_t size, void (*body)(void*, int64_t, int64_t), void* c
 
 Threads threads() { return {run_on_threads, static_cast<int64_t>(torch::stable::get_num_threads())}; }
 
-Type type_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return Type::f32;
-    case ScalarType::Double:
-      return Type::f64;
-    case ScalarType::BFloat16:
-      return Type::bf16;
-    case ScalarType::Half:
-      return Type::f16;
-    default:
-      STD_TORCH_CHECK(false, "livella: expected float32, float64, bfloat16 or float16");
-  }
-}
-
 Activation activation_of(const std::optional<std::string>& name) {
   if (!name) return Activation::none;
   if (*name == "relu") return Activation::relu;
@@ -65,97 +36,9 @@ Activation activation_of(const std::optional<std::string>& name) {
   STD_TORCH_CHECK(false, "livella: unknown activation ", *name);
 }
 
-// Whether memory holds the channels innermost, then the positions, then the samples, without gaps.
-bool is_channels_last(const Tensor& x) {
-  int64_t stride = 1;
-  const auto next = [&](int64_t d) {
-    const bool fits = x.size(d) == 1 || x.stride(d) == stride;
-    stride *= x.size(d);
-    return fits;
-  };
-  if (!next(1)) return false;
-  for (int64_t d = x.dim() - 1; d >= 2; d--)
-    if (!next(d)) return false;
-  return next(0);
-}
-
-Layout layout_of(const Tensor& x) {
-  STD_TORCH_CHECK(x.is_cpu(), "livella: expected a tensor on the CPU");
-  STD_TORCH_CHECK(x.dim() >= 2, "livella: expected an input of shape (N, C, ...)");
-  STD_TORCH_CHECK(x.numel() > 0, "livella: expected an input of one value or more");
-  int64_t positions = 1;
-  for (int64_t d = 2; d < x.dim(); d++) positions *= x.size(d);
-  const bool first = x.is_contiguous();
-  const bool last = !first || (positions == 1 && x.size(1) > 1);
-  STD_TORCH_CHECK(first || is_channels_last(x),
-                  "livella: expected a contiguous or channels_last tensor; make it one of them");
-  return {x.size(0), x.size(1), positions, last};
-}
-
-void check_like(const Tensor& t, const Tensor& x, const char* name) {
-  bool same = t.is_cpu() && t.dim() == x.dim() && t.scalar_type() == x.scalar_type();
-  for (int64_t d = 0; same && d < x.dim(); d++)
-    same = t.size(d) == x.size(d) && (t.size(d) == 1 || t.stride(d) == x.stride(d));
-  STD_TORCH_CHECK(same, "livella: expected ", name,
-                  " of the input's shape, dtype and memory format; make it so, for example with "
-                  "contiguous(memory_format=...)");
-}
-
-// New tensors by the shortest way there is: a call on a small input costs little else.
-Tensor new_tensor(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
-  AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &made));
-  return Tensor(made);
-}
-
-int32_t dtype_of(const Tensor& x) {
-  int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
-  return dtype;
-}
-
-Tensor new_like(const Tensor& x) {
-  return new_tensor(x.dim(), x.sizes().data(), x.strides().data(), dtype_of(x));
-}
-
-Tensor new_vector(int64_t size, int32_t dtype) {
-  const int64_t stride = 1;
-  return new_tensor(1, &size, &stride, dtype);
-}
-
-// Numbers of one a channel, in the type of x or the one it is computed in.
-Numbers per_channel(const Tensor& t, const Tensor& x, const char* name) {
-  const int64_t channels = x.size(1);
-  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 1 && t.size(0) == channels, "livella: expected ", name,
-                  " on the CPU, of shape (", channels, ",)");
-  const Type type = type_of(t);
-  const bool accumulated = type_of(x) != Type::f64 && type == Type::f32;
-  STD_TORCH_CHECK(type == type_of(x) || accumulated, "livella: expected ", name,
-                  " in the dtype of the input, or float32");
-  return {const_cast<void*>(t.const_data_ptr()), type, channels, t.stride(0)};
-}
-
-std::vector<double> read(const Optional& t, const Tensor& x, double otherwise, const char* name) {
-  std::vector<double> out(x.size(1), otherwise);
-  if (t) read_numbers(per_channel(*t, x, name), out.data());
-  return out;
-}
-
-// Whether any element of both is the same one: they may lie in one another's gaps.
-bool share_memory(const Numbers& a, const Numbers& b) {
-  const auto at = [](const Numbers& n, int64_t i) {
-    const int64_t size = n.type == Type::f64 ? 8 : n.type == Type::f32 ? 4 : 2;
-    return reinterpret_cast<int64_t>(n.memory) + i * n.stride * size;
-  };
-  const int64_t last = a.size - 1;
-  if (at(a, last) < at(b, 0) || at(b, last) < at(a, 0)) return false;
-  const int64_t step = std::max<int64_t>(1, at(b, 1) - at(b, 0));
-  for (int64_t i = 0; i <= last; i++) {
-    const int64_t beyond = at(a, i) - at(b, 0);
-    if (beyond >= 0 && beyond <= last * step && beyond % step == 0) return true;
-  }
-  return false;
+Parts parts_of(const Layout& layout, std::optional<int64_t> ghost_size) {
+  STD_TORCH_CHECK(!ghost_size || *ghost_size >= 1, "livella: expected a ghost_size of one or more");
+  return Parts(layout, ghost_size);
 }
 
 void check_training(const Layout& layout, double eps, const Numbers& mean, const Numbers& variance) {
@@ -177,54 +60,94 @@ double share(std::optional<double> momentum, const Optional& counter) {
   return 1 / static_cast<double>(*counter->const_data_ptr<int64_t>() + 1);
 }
 
+// Limits of batch renormalization, and the running averages of before the batch, as it takes them.
+struct Limited {
+  std::vector<double> averages;
+  Correction correction;
+
+  Limited(const Tensor& limits, const Numbers& mean, const Numbers& variance, double* r)
+      : averages(2 * mean.size) {
+    STD_TORCH_CHECK(limits.is_cpu() && limits.is_contiguous() && limits.numel() == 2 &&
+                        limits.scalar_type() == ScalarType::Double,
+                    "livella: expected limits of two float64 numbers on the CPU");
+    const double* max = limits.const_data_ptr<double>();
+    STD_TORCH_CHECK(max[0] >= 1 && max[1] >= 0,
+                    "livella: expected limits r_max of one or more and d_max not below zero");
+    double* before = averages.data();
+    read_numbers(mean, before), read_numbers(variance, before + mean.size);
+    correction = {max[0], max[1], before, before + mean.size, r, r + mean.size};
+  }
+};
+
 bool worth_streaming(const Tensor& out) {
   return out.numel() * static_cast<int64_t>(out.element_size()) >= kStreamBytes;
 }
 
+// With y its statistics: μ and σ⁻¹ of each part of the batch, then r and d where there are limits.
 std::tuple<Tensor, Tensor> batch_norm(Tensor input, Optional weight, Optional bias, Optional residual,
                                       Optional running_mean, Optional running_var,
                                       Optional num_batches_tracked, bool training,
                                       std::optional<double> momentum, double eps,
-                                      std::optional<std::string> activation) {
+                                      std::optional<std::string> activation,
+                                      std::optional<int64_t> ghost_size, Optional limits) {
   const Layout layout = layout_of(input);
   const int64_t channels = layout.channels;
   if (residual) check_like(*residual, input, "a residual");
   STD_TORCH_CHECK(training || (running_mean && running_var),
                   "livella: expected running_mean and running_var in evaluation");
   STD_TORCH_CHECK(eps >= 0, "livella: expected eps not below zero");
+  STD_TORCH_CHECK(!limits || (training && running_mean && !ghost_size),
+                  "livella: expected limits in training, with running averages and the batch as one");
+  STD_TORCH_CHECK(training || !ghost_size, "livella: expected a ghost_size in training only");
+  const Parts parts = parts_of(layout, ghost_size);
   Numbers averages[2] = {};
   if (running_mean) averages[0] = per_channel(*running_mean, input, "running_mean");
   if (running_var) averages[1] = per_channel(*running_var, input, "running_var");
-  if (training) check_training(layout, eps, averages[0], averages[1]);
+  if (training) check_training(parts.layout(0), eps, averages[0], averages[1]);
   if (num_batches_tracked)
     STD_TORCH_CHECK(num_batches_tracked->is_cpu() && num_batches_tracked->numel() == 1 &&
                         num_batches_tracked->scalar_type() == ScalarType::Long,
                     "livella: expected num_batches_tracked to be one int64 on the CPU");
-  const bool updates = training && running_mean && layout.count() >= 2;
-  const double part = updates ? share(momentum, num_batches_tracked) : 0;
+  const bool updates = training && running_mean;
+  if (updates) share(momentum, num_batches_tracked);  // complains before anything is changed
   const Activation act = activation_of(activation);
 
   const auto gamma = read(weight, input, 1, "weight");
   const auto beta = read(bias, input, 0, "bias");
   Tensor output = new_like(input);
-  const int64_t sizes[2] = {2, channels}, strides[2] = {channels, 1};
+  const int64_t rows = limits ? 4 : 2, numbers = rows * channels;
+  const int64_t sizes[2] = {parts.count * rows, channels}, strides[2] = {channels, 1};
   Tensor statistics = new_tensor(2, sizes, strides, aoti_torch_dtype_float64());
-  double* mean = statistics.mutable_data_ptr<double>();
-  double* variance = mean + channels;
-  if (!training) read_numbers(averages[0], mean), read_numbers(averages[1], variance);
+  double* const means = statistics.mutable_data_ptr<double>();
+  std::vector<double> variances(parts.count * channels);
+  if (!training) read_numbers(averages[0], means), read_numbers(averages[1], variances.data());
+  std::optional<Limited> limited;
+  if (limits) limited.emplace(*limits, averages[0], averages[1], means + 2 * channels);
   advise_huge_pages(output.mutable_data_ptr(), output.numel() * output.element_size());
-  kernels().forward({layout, type_of(input), act, input.const_data_ptr(),
-                     residual ? residual->const_data_ptr() : nullptr, output.mutable_data_ptr(),
-                     gamma.data(), beta.data(), mean, variance, eps, training,
-                     worth_streaming(output), threads()});
 
-  if (updates) {
-    const double count = static_cast<double>(layout.count());
-    blend_numbers(averages[0], mean, 1, part);
-    blend_numbers(averages[1], variance, count / (count - 1), part);
+  const int64_t element = input.element_size();
+  const auto* x = static_cast<const char*>(input.const_data_ptr());
+  const auto* r = static_cast<const char*>(residual ? residual->const_data_ptr() : nullptr);
+  auto* y = static_cast<char*>(output.mutable_data_ptr());
+  const Type type = type_of(input);
+  const bool streams = worth_streaming(output);
+  parts.each(threads(), [&](int64_t part, const Threads& threads) {
+    double* mean = means + part * numbers;
+    kernels().forward({parts.layout(part), type, act, parts.start(x, part, element),
+                       parts.start(r, part, element), parts.start(y, part, element), gamma.data(),
+                       beta.data(), mean, variances.data() + part * channels, mean + channels,
+                       limited ? &limited->correction : nullptr, eps, training, streams, threads});
+  });
+
+  for (int64_t part = 0; training && part < parts.count; part++) {
+    const double count = static_cast<double>(parts.layout(part).count());
+    if (updates) {
+      const double taken = share(momentum, num_batches_tracked);
+      blend_numbers(averages[0], means + part * numbers, 1, taken);
+      blend_numbers(averages[1], variances.data() + part * channels, count / (count - 1), taken);
+    }
+    if (num_batches_tracked) ++*num_batches_tracked->mutable_data_ptr<int64_t>();
   }
-  if (training && num_batches_tracked) ++*num_batches_tracked->mutable_data_ptr<int64_t>();
-  for (int64_t c = 0; c < channels; c++) variance[c] = 1 / std::sqrt(variance[c] + eps);
   return {output, statistics};
 }
 
@@ -242,8 +165,8 @@ Tensor batch_norm_inference(Tensor input, Tensor mean, Tensor var, Optional weig
   advise_huge_pages(output.mutable_data_ptr(), output.numel() * output.element_size());
   kernels().forward({layout, type_of(input), act, input.const_data_ptr(),
                      residual ? residual->const_data_ptr() : nullptr, output.mutable_data_ptr(),
-                     gamma.data(), beta.data(), mu.data(), variance.data(), eps, false,
-                     worth_streaming(output), threads()});
+                     gamma.data(), beta.data(), mu.data(), variance.data(), variance.data(), nullptr,
+                     eps, false, worth_streaming(output), threads()});
   return output;
 }
 
@@ -252,36 +175,52 @@ Tensor batch_norm_inference(Tensor input, Tensor mean, Tensor var, Optional weig
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     Tensor grad, Tensor input, Tensor statistics, Optional weight, Optional bias, Optional saved,
     std::optional<std::string> activation, bool training, bool input_grad, bool parameters_grad,
-    bool residual_grad) {
+    bool residual_grad, std::optional<int64_t> ghost_size) {
   const Layout layout = layout_of(input);
   const int64_t channels = layout.channels;
   check_like(grad, input, "a gradient");
   if (saved) check_like(*saved, input, "what was saved");
-  STD_TORCH_CHECK(statistics.is_cpu() && statistics.numel() == 2 * channels &&
-                      statistics.is_contiguous() && statistics.scalar_type() == ScalarType::Double,
-                  "livella: expected statistics of shape (2, C) in float64");
+  const Parts parts = parts_of(layout, ghost_size);
+  const bool corrected = !ghost_size && statistics.dim() == 2 && statistics.size(0) == 4;
+  STD_TORCH_CHECK(statistics.is_cpu() && statistics.is_contiguous() &&
+                      statistics.numel() == (corrected ? 4 : 2 * parts.count) * channels &&
+                      statistics.scalar_type() == ScalarType::Double,
+                  "livella: expected statistics of shape (2, C) for each part, or (4, C), in float64");
   const Activation act = activation_of(activation);
   const bool keep_dz = residual_grad && act != Activation::none;
   const bool writes = input_grad || keep_dz;
-  const auto gamma = read(weight, input, 1, "weight");
-  const auto beta = read(bias, input, 0, "bias");
+  auto gamma = read(weight, input, 1, "weight"), beta = read(bias, input, 0, "bias");
+  const double* const means = statistics.const_data_ptr<double>();
+  const double *r = means + 2 * channels, *d = r + channels;  // if corrected
+  for (int64_t c = 0; corrected && c < channels; c++) beta[c] += gamma[c] * d[c], gamma[c] *= r[c];
   const auto none = [&] { return new_vector(0, dtype_of(input)); };
   Tensor dx = writes ? new_like(input) : none();
   Tensor dresidual = keep_dz ? new_like(input) : none();
   const bool sums = parameters_grad || training;
-  std::vector<double> sum(sums ? 2 * channels : 0);
+  std::vector<double> sum(sums ? parts.count * 2 * channels : 0);
   if (writes) advise_huge_pages(dx.mutable_data_ptr(), dx.numel() * dx.element_size());
   if (keep_dz)
     advise_huge_pages(dresidual.mutable_data_ptr(), dresidual.numel() * dresidual.element_size());
 
-  const double* mean = statistics.const_data_ptr<double>();
-  kernels().backward({layout, type_of(input), act, input.const_data_ptr(), grad.const_data_ptr(),
-                      saved ? saved->const_data_ptr() : nullptr,
-                      writes ? dx.mutable_data_ptr() : nullptr,
-                      keep_dz ? dresidual.mutable_data_ptr() : nullptr, gamma.data(), beta.data(),
-                      mean, mean + channels, sums ? sum.data() : nullptr,
-                      sums ? sum.data() + channels : nullptr, training,
-                      worth_streaming(input), threads()});
+  const int64_t element = input.element_size();
+  const auto read_from = [](const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); };
+  const char *x = read_from(input), *dy = read_from(grad), *s = saved ? read_from(*saved) : nullptr;
+  char* to = static_cast<char*>(writes ? dx.mutable_data_ptr() : nullptr);
+  char* dr = static_cast<char*>(keep_dz ? dresidual.mutable_data_ptr() : nullptr);
+  const Type type = type_of(input);
+  const bool streams = worth_streaming(input);
+  parts.each(threads(), [&](int64_t part, const Threads& threads) {
+    const auto at = [&](auto* memory) { return parts.start(memory, part, element); };
+    const double* mean = means + part * 2 * channels;
+    double* total = sums ? sum.data() + part * 2 * channels : nullptr;
+    kernels().backward({parts.layout(part), type, act, at(x), at(dy), at(s), at(to), at(dr),
+                        gamma.data(), beta.data(), mean, mean + channels, total,
+                        sums ? total + channels : nullptr, training, streams, threads});
+  });
+  for (int64_t part = 1; sums && part < parts.count; part++)
+    for (int64_t i = 0; i < 2 * channels; i++) sum[i] += sum[part * 2 * channels + i];
+  for (int64_t c = 0; corrected && sums && c < channels; c++)
+    sum[c] = r[c] * sum[c] + d[c] * sum[channels + c];
 
   const int32_t accumulated = type_of(input) == Type::f64 ? aoti_torch_dtype_float64()
                                                           : aoti_torch_dtype_float32();
@@ -333,11 +272,13 @@ STABLE_TORCH_LIBRARY(livella, m) {
   m.def(
       "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, "
       "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, "
-      "bool training, float? momentum, float eps, str? activation) -> (Tensor, Tensor)");
+      "bool training, float? momentum, float eps, str? activation, int? ghost_size=None, "
+      "Tensor? limits=None) -> (Tensor, Tensor)");
   m.def(
       "batch_norm_backward(Tensor grad, Tensor input, Tensor statistics, Tensor? weight, "
       "Tensor? bias, Tensor? saved, str? activation, bool training, bool input_grad, "
-      "bool parameters_grad, bool residual_grad) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool parameters_grad, bool residual_grad, int? ghost_size=None) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "batch_norm_inference(Tensor input, Tensor running_mean, Tensor running_var, Tensor? weight, "
       "Tensor? bias, Tensor? residual, float eps, str? activation) -> Tensor");

@@ -159,8 +159,7 @@ void evaluate(const Forward& job) {
   const Units units(layout);
   std::vector<Affine<A>> affines(layout.channels);
   for (int64_t c = 0; c < layout.channels; c++)
-    affines[c] = Affine<A>(job.mean[c], 1 / std::sqrt(job.variance[c] + job.eps), job.weight[c],
-                           job.bias[c]);
+    affines[c] = finish_affine<A>(job, c);
   const int64_t cells = layout.samples * layout.channels * units.pieces;
   parallel(job.threads, layout.size(), cells, [&](int64_t first, int64_t last) {
     for (int64_t cell = first; cell < last; cell++) {
@@ -191,8 +190,7 @@ void forward(const Forward& job) {
     for (int64_t unit = 0; unit < units.count; unit++) whole.merge(parts[c * units.count + unit]);
     job.mean[c] = whole.mean;
     job.variance[c] = whole.m2 / whole.count;
-    const double inverse = 1 / std::sqrt(job.variance[c] + job.eps);
-    return Affine<A>(job.mean[c], inverse, job.weight[c], job.bias[c]);
+    return finish_affine<A>(job, c);
   };
   auto end = [&](int64_t strip) {
     const int64_t c1 = (strip + 1) * width;

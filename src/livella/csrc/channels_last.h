@@ -143,10 +143,7 @@ void forward(const Forward& job) {
     }
   }
   Affines<A> affines(table.width);
-  for (int64_t c = 0; c < table.channels; c++) {
-    const double inverse = 1 / std::sqrt(job.variance[c] + job.eps);
-    affines.set(c, Affine<A>(job.mean[c], inverse, job.weight[c], job.bias[c]));
-  }
+  for (int64_t c = 0; c < table.channels; c++) affines.set(c, finish_affine<A>(job, c));
   affines.repeat(table.channels, table.width);
   parallel(job.threads, size, table.panels, [&](int64_t first, int64_t last) {
     for (int64_t p = last - 1; p >= first; p--) {

@@ -23,6 +23,16 @@ struct Threads {
   int64_t count;
 };
 
+// What batch renormalization makes of a channel (Ioffe 2017, Algorithm 1): x̂·r + d in place of x̂, by
+// which the moments of the batch come to those of the running averages, as far as the limits let them.
+struct Correction {
+  double r_max, d_max;
+  const double* mean;      // the running ones, as they were before this batch
+  const double* variance;
+  double* r;  // written
+  double* d;
+};
+
 // y = act((x − μ)·σ⁻¹·γ + β + r). Per-channel arrays are double, whatever the type of x.
 struct Forward {
   Layout layout;
@@ -35,6 +45,8 @@ struct Forward {
   const double* bias;    // β
   double* mean;          // μ: written in training, read in evaluation
   double* variance;      // σ², biased: as the mean
+  double* inverse;       // σ⁻¹: written; in evaluation it may be the variance
+  const Correction* correction;  // may be null
   double eps;
   bool training;
   bool stream;  // write past the caches

@@ -66,6 +66,21 @@ struct Affine {
   }
 };
 
+// Writes σ⁻¹ of a channel whose moments are known, and its correction if it is to have one, and gives
+// what z is made of.
+template <class A>
+inline Affine<A> finish_affine(const Forward& job, int64_t c) {
+  const double deviation = std::sqrt(job.variance[c] + job.eps), inverse = 1 / deviation;
+  job.inverse[c] = inverse;
+  if (!job.correction) return Affine<A>(job.mean[c], inverse, job.weight[c], job.bias[c]);
+  const Correction& by = *job.correction;
+  const double running = std::sqrt(by.variance[c] + job.eps);
+  const double r = std::clamp(deviation / running, 1 / by.r_max, by.r_max);  // NaN stays NaN
+  const double d = std::clamp((job.mean[c] - by.mean[c]) / running, -by.d_max, by.d_max);
+  by.r[c] = r, by.d[c] = d;
+  return Affine<A>(job.mean[c], inverse, job.weight[c] * r, job.bias[c] + job.weight[c] * d);
+}
+
 // dx = dz·grad + (x − mean)·slope + shift, from the sums over the batch Σdz and Σdz·(x − μ).
 template <class A>
 struct Gradient {

@@ -94,8 +94,7 @@ void forward(const Forward& job) {
           job.mean[c] = moments[c - strip.first].mean;
           job.variance[c] = moments[c - strip.first].m2 / moments[c - strip.first].count;
         }
-        const double inverse = 1 / std::sqrt(job.variance[c] + job.eps);
-        const Affine<A> affine(job.mean[c], inverse, job.weight[c], job.bias[c]);
+        const Affine<A> affine = finish_affine<A>(job, c);
         for (int64_t k = from; k < to; k++) affines.set(k, affine);
       });
       forward_rows<T, fixed, residual>(job, strip.rows, affines);

@@ -104,6 +104,11 @@ def _layers(model: nn.Module) -> dict[str, _NormBase]:
                 "expected torch's BatchNorm1d/2d/3d or Livella's; freeze it, or use "
                 "livella.pooled_updates"
             )
+        if isinstance(layer, _Core) and layer._beyond():
+            raise TypeError(
+                f"accumulate: layer {name!r} ({type(layer).__name__}) normalizes by more than the "
+                "moments of the whole batch; freeze it, or use livella.pooled_updates"
+            )
         found[name] = layer
     return found
 

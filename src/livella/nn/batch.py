@@ -83,6 +83,7 @@ class _Core(_NormBase):
             mean = var = None
         counter = self.num_batches_tracked if tracking else None
         momentum = self.momentum
+        beyond = self._beyond() if training else {}
         return functional.batch_norm(
             input,
             mean,
@@ -96,7 +97,12 @@ class _Core(_NormBase):
             residual=residual,
             mask=mask,
             num_batches_tracked=counter,
+            **beyond,
         )
+
+    def _beyond(self) -> dict[str, Any]:
+        """Give what `functional.batch_norm` is asked for beyond batch norm where a batch counts."""
+        return {}
 
     @property
     def normalize_by(self) -> str | None:

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from livella.nn.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from livella.nn.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from livella.nn.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from livella.nn.rms import RMSNorm
 from livella.nn.sync import SyncBatchNorm
 
@@ -20,6 +22,8 @@ def make_norm(kind: str, num_features: int, ndim: int, **options: Any) -> nn.Mod
     |------------|----------------------------------------|--------------------------------------|
     | "none"     | nothing                                | `torch.nn.Identity`                  |
     | "batch"    | one channel of the batch               | `livella.nn.BatchNorm1d/2d/3d`       |
+    | "ghost"    | one channel of a part of the batch     | `livella.nn.GhostBatchNorm1d/2d/3d`  |
+    | "renorm"   | one channel of the batch, corrected    | `livella.nn.BatchRenorm1d/2d/3d`     |
     | "sync"     | one channel of all processes' batches  | `livella.nn.SyncBatchNorm`           |
     | "layer"    | one sample, channels and space         | `torch.nn.GroupNorm`, one group      |
     | "instance" | one channel of one sample              | `torch.nn.InstanceNorm1d/2d/3d`      |
@@ -31,9 +35,10 @@ def make_norm(kind: str, num_features: int, ndim: int, **options: Any) -> nn.Mod
         num_features: C, the number of channels.
         ndim: 1, 2 or 3, as in `BatchNorm{ndim}d`: 1 serves (N, C) and (N, C, L).
         options: passed to the layer, such as `eps`, `affine`, `device`, `dtype`, `activation`
-            ("batch" and "sync") and `num_groups` ("group" only; by default the largest divisor of
-            C not above 32 nor, from two channels on, above C/2). Every kind is affine by default,
-            "instance" too. "none" takes any and uses none.
+            ("batch", "ghost", "renorm", "sync"), `ghost_size` ("ghost"), `r_max` and its kin
+            ("renorm") and `num_groups` ("group" only; by default the largest divisor of C not above
+            32 nor, from two channels on, above C/2). Every kind is affine by default, "instance"
+            too. "none" takes any and uses none.
 
     Returns:
         A new layer.
@@ -81,6 +86,8 @@ _layer = partial(nn.GroupNorm, 1)
 _LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "none": (nn.Identity, nn.Identity, nn.Identity),
     "batch": (BatchNorm1d, BatchNorm2d, BatchNorm3d),
+    "ghost": (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d),
+    "renorm": (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
     "sync": (SyncBatchNorm, SyncBatchNorm, SyncBatchNorm),
     "layer": (_layer, _layer, _layer),
     "instance": (

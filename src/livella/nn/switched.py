@@ -83,10 +83,18 @@ def forward(
             mean, var = mean.clone(), var.clone()
         y = normalize(running_mean=mean, running_var=var)
         if updates:
-            take_in(layer, *_measured(x, mask), guarded=guarded)
+            _take_in_all(layer, x, mask, guarded=guarded)
         return y
-    if not updates:
-        return normalize(running_mean=None, running_var=None, training=True, momentum=0.0)
+    beyond = layer._beyond()
+    if not updates or (guarded and beyond):
+        if "limits" in beyond and mean is not None and var is not None:  # read, and not changed
+            mean, var = mean.clone(), var.clone()
+        else:
+            mean = var = None
+        y = normalize(running_mean=mean, running_var=var, training=True, momentum=0.0, **beyond)
+        if updates:
+            _take_in_all(layer, x, mask, guarded=guarded)
+        return y
     if not guarded:
         return normalize(
             running_mean=mean,
@@ -94,6 +102,7 @@ def forward(
             training=True,
             momentum=layer.momentum,
             num_batches_tracked=layer.num_batches_tracked,
+            **beyond,
         )
     # At momentum one the averages become the moments of the batch, and the counter says whether
     # there were enough values for them.
@@ -121,6 +130,13 @@ def _by_batch(layer: _Core, switches: Switches) -> bool:
     if switches.normalize_by is None:
         return layer.training or not kept
     return switches.normalize_by == "batch"
+
+
+def _take_in_all(layer: _Core, x: Tensor, mask: Tensor | None, *, guarded: bool) -> None:
+    """Take a batch into the averages, its ghost batches one after the other."""
+    size = layer._beyond().get("ghost_size")
+    for part, _, valid in functional.ghost_batches(x, None, mask, size):
+        take_in(layer, *_measured(part, valid), guarded=guarded)
 
 
 def _measured(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -132,7 +132,7 @@ class _Synchronized(_Core):
         for name, layer in model.named_modules():
             kind = _SYNCHRONIZED.get(type(layer))
             if kind is None:
-                if isinstance(layer, _BatchNorm) and not isinstance(layer, _Synchronized):
+                if isinstance(layer, _BatchNorm | _Core) and not isinstance(layer, _Synchronized):
                     others.append(f"{name or 'the model itself'} ({type(layer).__name__})")
                 continue
             vars(layer)["_livella_converted_from"] = type(layer)
@@ -140,7 +140,7 @@ class _Synchronized(_Core):
             former = vars(layer).get("process_group")
             object.__setattr__(layer, "__class__", kind)
             vars(layer)["process_group"] = process_group if process_group is not None else former
-        _name("convert", others, "derive them from livella.nn.SyncBatchNorm")
+        _name("convert", others, "put livella.nn.SyncBatchNorm in their place")
         return model
 
     @classmethod
