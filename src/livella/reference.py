@@ -95,11 +95,22 @@ def forward(
         y, in the dtype of x.
 
     """
-    z = _affine(_normalize(x, mean, inverse), weight, bias, residual)
+    normalized = _normalize(x, mean, inverse)
+    return scale(normalized, weight, bias, residual, mask, activation).to(x.dtype)
+
+
+def scale(
+    normalized: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    """Give y = act(γ·x̂ + β + r) of x̂, however it was normalized; the other letters as above."""
+    z = _affine(normalized, weight, bias, residual)
     y = z if activation is None else ACTIVATIONS[activation].forward(z)
-    if mask is not None:
-        y = only(spread(mask, x.shape), y)
-    return y.to(x.dtype)
+    return y if mask is None else only(spread(mask, y.shape), y)
 
 
 def backward(

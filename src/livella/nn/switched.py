@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from livella import functional
-from livella.moments import Moments, accumulation_dtype
+from livella.moments import Moments, accumulation_dtype, count_elements
+from livella.nn import example
 
 if TYPE_CHECKING:
     from livella.nn.batch import _Core
 
 NORMALIZE_BY = (None, "batch", "running")
 POLICIES = ("torch", "guarded")
+SINGLE_VALUE = ("error", "running")
 
 
 class Switches(NamedTuple):
@@ -29,6 +32,8 @@ class Switches(NamedTuple):
     normalize_by: str | None = None
     update_running: bool = True
     update_policy: str = "torch"
+    example_weight: float = 0.0
+    single_value: str = "error"
 
     def checked(self) -> Switches | None:
         """These switches, or none where all are as torch has them.
@@ -41,9 +46,15 @@ class Switches(NamedTuple):
             ("normalize_by", self.normalize_by, NORMALIZE_BY),
             ("update_running", self.update_running, (True, False)),
             ("update_policy", self.update_policy, POLICIES),
+            ("single_value", self.single_value, SINGLE_VALUE),
         ):
             if value not in allowed:
                 raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}")
+        if not 0 <= self.example_weight <= 1:
+            raise ValueError(
+                f"expected example_weight between 0 and 1, got {self.example_weight!r}; "
+                "0 leaves the example's own moments out"
+            )
         return None if self == Switches() else self
 
     def __str__(self) -> str:
@@ -61,24 +72,27 @@ def forward(
     activation: str | None,
 ) -> Tensor:
     """Normalize as the switches say."""
+    if switches.single_value == "running" and _by_batch(layer, switches):
+        return _unless_single(layer, x, switches, residual, mask, activation)
     mean, var = layer.running_mean, layer.running_var
-    normalize = partial(
-        functional.batch_norm,
-        x,
-        weight=layer.weight,
-        bias=layer.bias,
-        eps=layer.eps,
-        activation=activation,
-        residual=residual,
-        mask=mask,
-    )
+    given: dict[str, Any] = {
+        "weight": layer.weight,
+        "bias": layer.bias,
+        "eps": layer.eps,
+        "activation": activation,
+        "residual": residual,
+        "mask": mask,
+    }
+    normalize = partial(functional.batch_norm, x, **given)
     updates = layer.training and layer.track_running_stats and switches.update_running
     guarded = switches.update_policy == "guarded"
     updates = updates and mean is not None and (not guarded or is_first_pass())
     if not _by_batch(layer, switches):
+        assert mean is not None, "asked in _by_batch"
+        assert var is not None
+        if switches.example_weight and not layer.training:
+            return example.batch_norm(x, mean, var, share=switches.example_weight, **given)
         if updates:  # copies for the gradient, which needs them as they stood before
-            assert mean is not None, "a condition of updates"
-            assert var is not None
             mean, var = mean.clone(), var.clone()
         y = normalize(running_mean=mean, running_var=var)
         if updates:
@@ -86,14 +100,20 @@ def forward(
         return y
     if not updates:
         return normalize(running_mean=None, running_var=None, training=True, momentum=0.0)
-    if not guarded:
-        return normalize(
-            running_mean=mean,
-            running_var=var,
-            training=True,
-            momentum=layer.momentum,
-            num_batches_tracked=layer.num_batches_tracked,
-        )
+    return _guarded(layer, x, normalize) if guarded else _as_torch(layer, normalize)
+
+
+def _as_torch(layer: _Core, normalize: Callable[..., Tensor]) -> Tensor:
+    return normalize(
+        running_mean=layer.running_mean,
+        running_var=layer.running_var,
+        training=True,
+        momentum=layer.momentum,
+        num_batches_tracked=layer.num_batches_tracked,
+    )
+
+
+def _guarded(layer: _Core, x: Tensor, normalize: Callable[..., Tensor]) -> Tensor:
     # At momentum one the averages become the moments of the batch, and the counter says whether
     # there were enough values for them.
     dtype = accumulation_dtype(x.dtype)
@@ -110,16 +130,53 @@ def forward(
     return y
 
 
+def _unless_single(
+    layer: _Core,
+    x: Tensor,
+    switches: Switches,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    """Normalize by the batch; one of a single value a channel as `by_running` does."""
+    _check_kept(layer, "single_value")
+    if mask is None and count_elements(x.shape) == 1:
+        return by_running(layer, x, residual, mask, activation)
+    y = forward(layer, x, switches._replace(single_value="error"), residual, mask, activation)
+    if mask is None:
+        return y
+    # A single valid element updated nothing: the statistics still stand as they were.
+    single = torch.as_tensor(count_elements(x.shape, mask=mask) == 1, device=x.device)
+    return torch.where(single, by_running(layer, x, residual, mask, activation), y)
+
+
+def by_running(
+    layer: _Core,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    """Normalize by the running statistics, whatever the layer's switches, and update nothing."""
+    switches = Switches(normalize_by="running", update_running=False)
+    return forward(layer, x, switches, residual, mask, activation)
+
+
 def _by_batch(layer: _Core, switches: Switches) -> bool:
-    kept = layer.running_mean is not None and layer.running_var is not None
-    if switches.normalize_by == "running" and not kept:
-        raise ValueError(
-            f"{type(layer).__name__}: got normalize_by='running' and no running statistics; "
-            "build the layer with track_running_stats=True, or set normalize_by to None"
-        )
+    if switches.normalize_by == "running":
+        _check_kept(layer, "normalize_by")
     if switches.normalize_by is None:
-        return layer.training or not kept
+        return layer.training or layer.running_mean is None or layer.running_var is None
     return switches.normalize_by == "batch"
+
+
+def _check_kept(layer: _Core, switch: str) -> None:
+    if layer.running_mean is None or layer.running_var is None:
+        usual = Switches()._asdict()[switch]
+        raise ValueError(
+            f"{type(layer).__name__}: got {switch}='running' and no running statistics; "
+            f"build the layer with track_running_stats=True, or set {switch} to {usual!r}"
+        )
 
 
 def _measured(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
