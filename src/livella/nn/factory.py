@@ -9,6 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from livella.nn.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from livella.nn.dynamic_tanh import DynamicTanh
+from livella.nn.filter_response import (
+    FilterResponseNorm1d,
+    FilterResponseNorm2d,
+    FilterResponseNorm3d,
+)
 from livella.nn.rms import RMSNorm
 from livella.nn.sync import SyncBatchNorm
 
@@ -25,6 +31,8 @@ def make_norm(kind: str, num_features: int, ndim: int, **options: Any) -> nn.Mod
     | "instance" | one channel of one sample              | `torch.nn.InstanceNorm1d/2d/3d`      |
     | "group"    | one group of channels of one sample    | `torch.nn.GroupNorm`                 |
     | "rms"      | one sample, its mean square only       | `livella.nn.RMSNorm`                 |
+    | "filter_response" | one channel of one sample, mean square | `FilterResponseNorm1d/2d/3d`  |
+    | "dynamic_tanh" | nothing: each value is squashed    | `livella.nn.DynamicTanh`             |
 
     Args:
         kind: a name of the table.
@@ -90,6 +98,8 @@ _LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     ),
     "group": (_group, _group, _group),
     "rms": (RMSNorm, RMSNorm, RMSNorm),
+    "filter_response": (FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3d),
+    "dynamic_tanh": (DynamicTanh, DynamicTanh, DynamicTanh),
 }
 
 KINDS = tuple(_LAYERS)
