@@ -108,9 +108,12 @@ def scale(
     activation: str | None,
 ) -> Tensor:
     """Give y = act(γ·x̂ + β + r) of x̂, however it was normalized; the other letters as above."""
+    valid = None if mask is None else spread(mask, normalized.shape)
+    if residual is not None:  # or what it hides would make gradients of NaN
+        residual = only(valid, residual)
     z = _affine(normalized, weight, bias, residual)
     y = z if activation is None else ACTIVATIONS[activation].forward(z)
-    return y if mask is None else only(spread(mask, y.shape), y)
+    return only(valid, y)
 
 
 def backward(

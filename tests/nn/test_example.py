@@ -68,11 +68,14 @@ def test_a_mask_leaves_the_valid_elements_of_each_example(shape):
 def test_an_example_without_a_valid_element_gets_the_running_ones():
     layer, x = make(BatchNorm1d, example_weight=0.4), draw(2, 3, 4)
     mask = torch.tensor([[True] * 4, [False] * 4])
+    x[1] = torch.nan
     x.requires_grad_()
-    y = layer(x, mask=mask)
-    y.sum().backward()
-    assert x.grad.isfinite().all()
-    assert not x.grad[1].any()
+    residual = torch.where(mask[:, None], draw(2, 3, 4, seed=1), torch.nan).requires_grad_()
+    layer(x, mask=mask, residual=residual, activation="silu").sum().backward()
+    for tensor in (x, residual):
+        assert tensor.grad.isfinite().all()
+        assert not tensor.grad[1].any()
+    assert layer.weight.grad.isfinite().all()
 
 
 def test_residual_and_activation_follow():

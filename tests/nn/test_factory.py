@@ -55,6 +55,8 @@ def test_the_classes(ndim):
     assert type(make_norm("dynamic_tanh", 8, ndim, alpha=0.2)) is lnn.DynamicTanh
     ours = getattr(lnn, f"FilterResponseNorm{ndim}d")
     assert type(make_norm("filter_response", 8, ndim)) is ours
+    ours = getattr(lnn, f"MovingAverageBatchNorm{ndim}d")
+    assert type(make_norm("moving_average", 8, ndim, window=4)) is ours
 
 
 # What they learn besides the affine part.
@@ -75,8 +77,9 @@ def test_options_pass_through(kind):
     assert (layer.weight.device.type, layer.weight.dtype) == ("meta", torch.float64)
 
 
-def test_only_batch_takes_an_activation():
-    assert make_norm("batch", 8, 2, activation="relu").activation == "relu"
+def test_only_batch_norms_take_an_activation():
+    for kind in ("batch", "sync", "moving_average"):
+        assert make_norm(kind, 8, 2, activation="relu").activation == "relu"
     for kind in ("layer", "instance", "group", "rms", "filter_response", "dynamic_tanh"):
         with pytest.raises(TypeError, match="activation"):
             make_norm(kind, 8, 2, activation="relu")

@@ -12,6 +12,9 @@ from livella.nn.factory import make_norm as make_norm
 from livella.nn.filter_response import FilterResponseNorm1d as FilterResponseNorm1d
 from livella.nn.filter_response import FilterResponseNorm2d as FilterResponseNorm2d
 from livella.nn.filter_response import FilterResponseNorm3d as FilterResponseNorm3d
+from livella.nn.moving_average import MovingAverageBatchNorm1d as MovingAverageBatchNorm1d
+from livella.nn.moving_average import MovingAverageBatchNorm2d as MovingAverageBatchNorm2d
+from livella.nn.moving_average import MovingAverageBatchNorm3d as MovingAverageBatchNorm3d
 from livella.nn.rms import RMSNorm as RMSNorm
 from livella.nn.sync import SyncBatchNorm as SyncBatchNorm
 from livella.nn.sync import SyncBatchNormAct as SyncBatchNormAct

@@ -15,6 +15,11 @@ from livella.nn.filter_response import (
     FilterResponseNorm2d,
     FilterResponseNorm3d,
 )
+from livella.nn.moving_average import (
+    MovingAverageBatchNorm1d,
+    MovingAverageBatchNorm2d,
+    MovingAverageBatchNorm3d,
+)
 from livella.nn.rms import RMSNorm
 from livella.nn.sync import SyncBatchNorm
 
@@ -32,6 +37,7 @@ def make_norm(kind: str, num_features: int, ndim: int, **options: Any) -> nn.Mod
     | "group"    | one group of channels of one sample    | `torch.nn.GroupNorm`                 |
     | "rms"      | one sample, its mean square only       | `livella.nn.RMSNorm`                 |
     | "filter_response" | one channel of one sample, mean square | `FilterResponseNorm1d/2d/3d`  |
+    | "moving_average" | one channel of the last batches | `MovingAverageBatchNorm1d/2d/3d`     |
     | "dynamic_tanh" | nothing: each value is squashed    | `livella.nn.DynamicTanh`             |
 
     Args:
@@ -39,9 +45,9 @@ def make_norm(kind: str, num_features: int, ndim: int, **options: Any) -> nn.Mod
         num_features: C, the number of channels.
         ndim: 1, 2 or 3, as in `BatchNorm{ndim}d`: 1 serves (N, C) and (N, C, L).
         options: passed to the layer, such as `eps`, `affine`, `device`, `dtype`, `activation`
-            ("batch" and "sync") and `num_groups` ("group" only; by default the largest divisor of
-            C not above 32 nor, from two channels on, above C/2). Every kind is affine by default,
-            "instance" too. "none" takes any and uses none.
+            ("batch", "sync" and "moving_average") and `num_groups` ("group" only; by default the
+            largest divisor of C not above 32 nor, from two channels on, above C/2). Every kind is
+            affine by default, "instance" too. "none" takes any and uses none.
 
     Returns:
         A new layer.
@@ -99,6 +105,11 @@ _LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "group": (_group, _group, _group),
     "rms": (RMSNorm, RMSNorm, RMSNorm),
     "filter_response": (FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3d),
+    "moving_average": (
+        MovingAverageBatchNorm1d,
+        MovingAverageBatchNorm2d,
+        MovingAverageBatchNorm3d,
+    ),
     "dynamic_tanh": (DynamicTanh, DynamicTanh, DynamicTanh),
 }
 
