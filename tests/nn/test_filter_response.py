@@ -70,6 +70,13 @@ def test_gradients_of_first_and_second_order(shape, options):
     assert torch.autograd.gradgradcheck(call, (x, *parameters))
 
 
+def test_of_a_learned_epsilon_the_absolute_value_is_taken():
+    layer, x = make(FilterResponseNorm2d, learn_eps=True), draw(2, 3, 4, 4) / 9
+    with torch.no_grad():
+        layer.eps.fill_(-0.3)
+    assert_close(layer(x), by_hand(layer, x))
+
+
 def test_it_starts_as_normalization_and_relu():
     x = draw(4, 3, 6, 6)
     y = FilterResponseNorm2d(3, dtype=torch.float64)(x)
