@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from livella import reference
 from livella.moments import accumulation_dtype, count_elements
@@ -61,11 +63,7 @@ def _check_training(call: Call) -> None:
         check_ghost_size(call.ghost_size)
         _check_ghost_batches(x, call.ghost_size, call.mask)
     if training and call.mask is None and count_elements(x.shape) == 1:
-        raise ValueError(
-            "batch_norm: expected more than one value per channel in training, got an input of "
-            f"shape {tuple(x.shape)}, whose variance is zero by construction; use a larger batch, "
-            "drop a last batch of one (drop_last=True), or put the layer in evaluation mode"
-        )
+        raise single_value(f"an input of shape {tuple(x.shape)}")
     if eps < 0 or (training and eps == 0):
         raise ValueError(
             f"batch_norm: expected eps above zero (zero is allowed in evaluation), got {eps}; "
@@ -81,6 +79,43 @@ def _check_training(call: Call) -> None:
             "batch_norm: expected running_mean and running_var in evaluation, got None; "
             "pass both, or training=True to normalize by the batch"
         )
+
+
+def single_value(got: str) -> ValueError:
+    """Give the error of a batch of one value a channel: in which layer, and the ways out."""
+    return ValueError(
+        f"{_caller()}: expected more than one value per channel in training, got {got}, whose "
+        "variance is zero by construction; use larger batches and drop a last batch of one "
+        "(drop_last=True), put group norm or batch renormalization in its place, freeze the layer "
+        '(livella.freeze), or set its single_value to "running"'
+    )
+
+
+def _caller() -> str:
+    """Name the innermost module whose method runs, by the name the outermost one has for it."""
+    modules = [] if torch.compiler.is_compiling() else _running_modules()
+    if not modules:
+        return "batch_norm"
+    layer = modules[0]
+    size = getattr(layer, "num_features", None)
+    described = type(layer).__name__ if size is None else f"{type(layer).__name__}({size})"
+    for model in reversed(modules):
+        for name, module in model.named_modules():
+            if module is layer:
+                return f"{described} {name!r} of {type(model).__name__}" if name else described
+    return described
+
+
+def _running_modules() -> list[nn.Module]:
+    """The modules whose methods are being run, the innermost first."""
+    found: list[nn.Module] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            found.append(owner)
+        frame = frame.f_back
+    return found
 
 
 def _check_per_channel(call: Call) -> None:

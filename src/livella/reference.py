@@ -97,11 +97,25 @@ def forward(
         y, in the dtype of x.
 
     """
-    z = _affine(_normalize(x, mean, inverse), weight, bias, residual)
+    normalized = _normalize(x, mean, inverse)
+    return scale(normalized, weight, bias, residual, mask, activation).to(x.dtype)
+
+
+def scale(
+    normalized: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    """Give y = act(γ·x̂ + β + r) of x̂, however it was normalized; the other letters as above."""
+    valid = None if mask is None else spread(mask, normalized.shape)
+    if residual is not None:  # or what it hides would make gradients of NaN
+        residual = only(valid, residual)
+    z = _affine(normalized, weight, bias, residual)
     y = z if activation is None else ACTIVATIONS[activation].forward(z)
-    if mask is not None:
-        y = only(spread(mask, x.shape), y)
-    return y.to(x.dtype)
+    return only(valid, y)
 
 
 def backward(

@@ -52,24 +52,35 @@ def test_the_classes(ndim):
     assert isinstance(make_norm("instance", 8, ndim), getattr(nn, f"InstanceNorm{ndim}d"))
     assert make_norm("layer", 8, ndim).num_groups == 1
     assert type(make_norm("rms", 8, ndim)) is lnn.RMSNorm
+    assert type(make_norm("dynamic_tanh", 8, ndim, alpha=0.2)) is lnn.DynamicTanh
+    ours = getattr(lnn, f"FilterResponseNorm{ndim}d")
+    assert type(make_norm("filter_response", 8, ndim)) is ours
+    ours = getattr(lnn, f"MovingAverageBatchNorm{ndim}d")
+    assert type(make_norm("moving_average", 8, ndim, window=4)) is ours
+
+
+# What they learn besides the affine part.
+LEARNED = {"filter_response": ["threshold"], "dynamic_tanh": ["alpha"]}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
 def test_all_are_affine_unless_told(kind):
     assert make_norm(kind, 8, 2).weight.shape == (8,)
-    assert not list(make_norm(kind, 8, 2, affine=False).parameters())
+    bare = make_norm(kind, 8, 2, affine=False)
+    assert [name for name, _ in bare.named_parameters()] == LEARNED.get(kind, [])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("none", "dynamic_tanh")])
 def test_options_pass_through(kind):
     layer = make_norm(kind, 8, 2, eps=0.25, device="meta", dtype=torch.float64)
     assert layer.eps == 0.25
     assert (layer.weight.device.type, layer.weight.dtype) == ("meta", torch.float64)
 
 
-def test_only_batch_takes_an_activation():
-    assert make_norm("batch", 8, 2, activation="relu").activation == "relu"
-    for kind in ("layer", "instance", "group", "rms"):
+def test_only_batch_norms_take_an_activation():
+    for kind in ("batch", "sync", "moving_average"):
+        assert make_norm(kind, 8, 2, activation="relu").activation == "relu"
+    for kind in ("layer", "instance", "group", "rms", "filter_response", "dynamic_tanh"):
         with pytest.raises(TypeError, match="activation"):
             make_norm(kind, 8, 2, activation="relu")
 

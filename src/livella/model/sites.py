@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from livella.nn.moving_average import MovingAverageNorm
+
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
 NORMALIZATIONS = (_NormBase, nn.GroupNorm)
@@ -19,8 +21,16 @@ both derive from `_NormBase`) and group norm. LayerNorm works on the last dimens
 
 
 def is_batch_norm(module: nn.Module) -> TypeGuard[_NormBase]:
-    """Whether it is a batch norm, torch's or ours, with an activation fused in or not."""
+    """Whether it is a batch norm, torch's or ours, with an activation fused in or not.
+
+    Moving average batch norm is none: what it keeps are mean squares, and no means or variances.
+    """
     return isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm)
+
+
+def keeps_averages(module: nn.Module) -> bool:
+    """Whether it averages over batches: a batch norm, or a moving average one."""
+    return is_batch_norm(module) or isinstance(module, MovingAverageNorm)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -79,11 +79,13 @@ def skipped_updates(model: nn.Module) -> dict[str, int]:
 class Step:
     """The running statistics of a model as they were before a step of training."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, holds: Callable[[nn.Module], bool] = sites.keeps_averages
+    ) -> None:
         self._before = [
             (buffer, buffer.detach().clone())
             for layer in model.modules()
-            if sites.is_batch_norm(layer)
+            if holds(layer)
             for name, buffer in layer.named_buffers(recurse=False)
             if name != "skipped_batches"  # what was kept out stays counted
         ]
@@ -157,7 +159,7 @@ def pooled_updates(model: nn.Module) -> Iterator[None]:
         part = Moments.of(x.detach(), mask=named.get("mask"))
         seen[layer] = seen[layer].merge(part) if layer in seen else part
 
-    before = Step(model)
+    before = Step(model, sites.is_batch_norm)
     with ExitStack() as cleanup:
         for layer in layers:
             hook = layer.register_forward_pre_hook(look, with_kwargs=True)

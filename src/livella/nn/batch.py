@@ -43,12 +43,16 @@ class _Core(_NormBase):
         *,
         activation: str | None = None,
         bias: bool = True,
+        example_weight: float = 0.0,
+        single_value: str = "error",
     ) -> None:
         functional.check_activation(activation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.activation = activation
         if not bias:  # dropped here, as older versions of torch do not take it
             self.register_parameter("bias", None)
+        if (example_weight, single_value) != (0.0, "error"):
+            self._switch(example_weight=example_weight, single_value=single_value)
 
     def forward(
         self,
@@ -142,6 +146,38 @@ class _Core(_NormBase):
             self._keep_precision({})
         elif value != "guarded" and "skipped_batches" in self._buffers:
             del self.skipped_batches
+
+    @property
+    def example_weight(self) -> float:
+        """α, the share of each example's own moments in evaluation, from 0, none, to 1.
+
+        Where the running statistics μ and σ² normalize in evaluation, an example with mean m and
+        biased variance s² in a channel is normalized by the moments of the mixture of both,
+        (1 − α)·μ + α·m and (1 − α)·σ² + α·s² + α(1 − α)(m − μ)², as first and second moments are
+        averaged: Summers & Dinneen 2020, "Four Things Everyone Should Know to Improve Batch
+        Normalization", under "Inference example weighing". It may be set after training; α is
+        chosen on validation. With a mask m and s² are of the example's valid elements, and an
+        example without any is normalized by μ and σ² alone. On (N, C) inputs m is the value itself
+        and s² zero. Gradients flow through m and s². Default: 0.
+        """
+        return (self._switches or Switches()).example_weight
+
+    @example_weight.setter
+    def example_weight(self, value: float) -> None:
+        self._switch(example_weight=value)
+
+    @property
+    def single_value(self) -> str:
+        """What to do with a training batch of one value a channel, which has no variance.
+
+        "error" raises; "running" normalizes it by the running statistics and updates nothing.
+        With a mask the batch is what is valid. Default: "error".
+        """
+        return (self._switches or Switches()).single_value
+
+    @single_value.setter
+    def single_value(self, value: str) -> None:
+        self._switch(single_value=value)
 
     def _switch(self, **changed: Any) -> None:
         self._switches = (self._switches or Switches())._replace(**changed).checked()
@@ -276,10 +312,15 @@ class BatchNorm2d(_Plain, nn.BatchNorm2d):
             `BatchNormAct2d`, no `torch.nn.BatchNorm2d`, so that no tool can drop the activation in
             silence. Default: none.
         bias: learn β as well as γ. Default: true.
+        example_weight: the share of each example's own moments in evaluation, see the property of
+            this name. Default: 0.
+        single_value: "error" or "running", what to do with a training batch of one value a
+            channel, see the property of this name. Default: "error".
 
     Raises:
         TypeError: an activation given to a subclass; derive from `BatchNormAct2d` for that.
-        ValueError: an unknown activation.
+        ValueError: an unknown activation or `single_value`, an `example_weight` outside [0, 1];
+            at the call, one value a channel in training.
 
     Example:
         >>> norm = BatchNorm2d(64, activation="relu")

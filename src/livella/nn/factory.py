@@ -9,7 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from livella.nn.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from livella.nn.dynamic_tanh import DynamicTanh
+from livella.nn.filter_response import (
+    FilterResponseNorm1d,
+    FilterResponseNorm2d,
+    FilterResponseNorm3d,
+)
 from livella.nn.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from livella.nn.moving_average import (
+    MovingAverageBatchNorm1d,
+    MovingAverageBatchNorm2d,
+    MovingAverageBatchNorm3d,
+)
 from livella.nn.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from livella.nn.rms import RMSNorm
 from livella.nn.sync import SyncBatchNorm
@@ -29,16 +40,19 @@ def make_norm(kind: str, num_features: int, ndim: int, **options: Any) -> nn.Mod
     | "instance" | one channel of one sample              | `torch.nn.InstanceNorm1d/2d/3d`      |
     | "group"    | one group of channels of one sample    | `torch.nn.GroupNorm`                 |
     | "rms"      | one sample, its mean square only       | `livella.nn.RMSNorm`                 |
+    | "filter_response" | one channel of one sample, mean square | `FilterResponseNorm1d/2d/3d`  |
+    | "moving_average" | one channel of the last batches | `MovingAverageBatchNorm1d/2d/3d`     |
+    | "dynamic_tanh" | nothing: each value is squashed    | `livella.nn.DynamicTanh`             |
 
     Args:
         kind: a name of the table.
         num_features: C, the number of channels.
         ndim: 1, 2 or 3, as in `BatchNorm{ndim}d`: 1 serves (N, C) and (N, C, L).
         options: passed to the layer, such as `eps`, `affine`, `device`, `dtype`, `activation`
-            ("batch", "ghost", "renorm", "sync"), `ghost_size` ("ghost"), `r_max` and its kin
-            ("renorm") and `num_groups` ("group" only; by default the largest divisor of C not above
-            32 nor, from two channels on, above C/2). Every kind is affine by default, "instance"
-            too. "none" takes any and uses none.
+            ("batch", "ghost", "renorm", "moving_average", "sync"), `ghost_size` ("ghost"), `r_max`
+            and its kin ("renorm") and `num_groups` ("group" only; by default the largest divisor of
+            C not above 32 nor, from two channels on, above C/2). Every kind is affine by default,
+            "instance" too. "none" takes any and uses none.
 
     Returns:
         A new layer.
@@ -97,6 +111,13 @@ _LAYERS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     ),
     "group": (_group, _group, _group),
     "rms": (RMSNorm, RMSNorm, RMSNorm),
+    "filter_response": (FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3d),
+    "moving_average": (
+        MovingAverageBatchNorm1d,
+        MovingAverageBatchNorm2d,
+        MovingAverageBatchNorm3d,
+    ),
+    "dynamic_tanh": (DynamicTanh, DynamicTanh, DynamicTanh),
 }
 
 KINDS = tuple(_LAYERS)

@@ -26,11 +26,14 @@ class _Ghost(_Core):
         *,
         activation: str | None = None,
         bias: bool = True,
+        example_weight: float = 0.0,
+        single_value: str = "error",
     ) -> None:
         functional.check_ghost_size(ghost_size)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
-            activation=activation, bias=bias,
+            activation=activation, bias=bias, example_weight=example_weight,
+            single_value=single_value,
         )  # fmt: skip
         self.ghost_size = ghost_size
 
@@ -80,6 +83,8 @@ class GhostBatchNorm2d(_Ghost):
         dtype: their dtype, float32 or that of the input. Default: torch's.
         activation: "relu", "relu6", "leaky_relu", "silu" or "hardswish". Default: none.
         bias: learn β as well as γ. Default: true.
+        example_weight: as of `BatchNorm2d`. Default: 0.
+        single_value: as of `BatchNorm2d`. Default: "error".
 
     Raises:
         TypeError: a `ghost_size` that is no whole number.

@@ -33,6 +33,8 @@ class _Renorm(_Core):
         d_max_steps: int = 0,
         activation: str | None = None,
         bias: bool = True,
+        example_weight: float = 0.0,
+        single_value: str = "error",
     ) -> None:
         functional.check_limits(r_max, d_max)
         _check_schedule(warmup_steps=warmup_steps, r_max_steps=r_max_steps, d_max_steps=d_max_steps)
@@ -43,7 +45,8 @@ class _Renorm(_Core):
             )
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
-            activation=activation, bias=bias,
+            activation=activation, bias=bias, example_weight=example_weight,
+            single_value=single_value,
         )  # fmt: skip
         self.r_max, self.d_max = r_max, d_max
         self.warmup_steps = warmup_steps
@@ -130,6 +133,8 @@ class BatchRenorm2d(_Renorm):
         d_max_steps: the step from which d_max is. Default: 0.
         activation: "relu", "relu6", "leaky_relu", "silu" or "hardswish". Default: none.
         bias: learn β as well as γ. Default: true.
+        example_weight: as of `BatchNorm2d`. Default: 0.
+        single_value: as of `BatchNorm2d`. Default: "error".
 
     Raises:
         ValueError: limits out of range, steps below zero, `track_running_stats=False`, an unknown

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella import functional
-from livella.moments import Moments, accumulation_dtype
+from livella.moments import Moments, accumulation_dtype, count_elements
+from livella.nn import example
 
 if TYPE_CHECKING:
     from livella.nn.batch import _Core
 
 NORMALIZE_BY = (None, "batch", "running")
 POLICIES = ("torch", "guarded")
+SINGLE_VALUE = ("error", "running")
 
 
 class Switches(NamedTuple):
@@ -30,6 +33,8 @@ class Switches(NamedTuple):
     normalize_by: str | None = None
     update_running: bool = True
     update_policy: str = "torch"
+    example_weight: float = 0.0
+    single_value: str = "error"
 
     def checked(self) -> Switches | None:
         """These switches, or none where all are as torch has them.
@@ -42,9 +47,15 @@ class Switches(NamedTuple):
             ("normalize_by", self.normalize_by, NORMALIZE_BY),
             ("update_running", self.update_running, (True, False)),
             ("update_policy", self.update_policy, POLICIES),
+            ("single_value", self.single_value, SINGLE_VALUE),
         ):
             if value not in allowed:
                 raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}")
+        if not 0 <= self.example_weight <= 1:
+            raise ValueError(
+                f"expected example_weight between 0 and 1, got {self.example_weight!r}; "
+                "0 leaves the example's own moments out"
+            )
         return None if self == Switches() else self
 
     def __str__(self) -> str:
@@ -62,57 +73,74 @@ def forward(
     activation: str | None,
 ) -> Tensor:
     """Normalize as the switches say."""
-    mean, var = layer.running_mean, layer.running_var
-    normalize = partial(
-        functional.batch_norm,
-        x,
-        weight=layer.weight,
-        bias=layer.bias,
-        eps=layer.eps,
-        activation=activation,
-        residual=residual,
-        mask=mask,
-    )
-    updates = layer.training and layer.track_running_stats and switches.update_running
+    if switches.single_value == "running" and _by_batch(layer, switches):
+        return _unless_single(layer, x, switches, residual, mask, activation)
+    given: dict[str, Any] = {
+        "weight": layer.weight,
+        "bias": layer.bias,
+        "eps": layer.eps,
+        "activation": activation,
+        "residual": residual,
+        "mask": mask,
+    }
     guarded = switches.update_policy == "guarded"
-    updates = updates and mean is not None and (not guarded or is_first_pass())
-    if not _by_batch(layer, switches):
-        if updates:  # copies for the gradient, which needs them as they stood before
-            assert mean is not None, "a condition of updates"
-            assert var is not None
-            mean, var = mean.clone(), var.clone()
-        y = normalize(running_mean=mean, running_var=var)
-        if updates:
-            _take_in_all(layer, x, mask, guarded=guarded)
-        return y
+    updates = layer.training and layer.track_running_stats and switches.update_running
+    updates = updates and layer.running_mean is not None and (not guarded or is_first_pass())
     beyond = layer._beyond()
-    if not updates or (guarded and beyond):
-        if "limits" in beyond and mean is not None and var is not None:  # read, and not changed
-            mean, var = mean.clone(), var.clone()
-        else:
-            mean = var = None
-        y = normalize(running_mean=mean, running_var=var, training=True, momentum=0.0, **beyond)
-        if updates:
-            _take_in_all(layer, x, mask, guarded=guarded)
-        return y
-    if not guarded:
-        return normalize(
-            running_mean=mean,
-            running_var=var,
-            training=True,
-            momentum=layer.momentum,
-            num_batches_tracked=layer.num_batches_tracked,
-            **beyond,
-        )
+    by_batch = partial(functional.batch_norm, x, training=True, **given)
+    if not _by_batch(layer, switches):
+        y = _by_averages(layer, x, switches, updates, given)
+    elif updates and not guarded:
+        return _as_torch(layer, by_batch, beyond)
+    elif updates and not beyond:
+        return _guarded(layer, x, by_batch)
+    else:
+        y = by_batch(**_averages_to_read(layer, beyond), momentum=0.0, **beyond)
+    if updates:
+        _take_in_all(layer, x, mask, guarded=guarded)
+    return y
+
+
+def _by_averages(
+    layer: _Core, x: Tensor, switches: Switches, updates: bool, given: dict[str, Any]
+) -> Tensor:
+    mean, var = layer.running_mean, layer.running_var
+    assert mean is not None, "asked in _by_batch"
+    assert var is not None
+    if switches.example_weight and not layer.training:
+        return example.batch_norm(x, mean, var, share=switches.example_weight, **given)
+    if updates:  # copies for the gradient, which needs them as they stood before
+        mean, var = mean.clone(), var.clone()
+    return functional.batch_norm(x, mean, var, **given)
+
+
+def _averages_to_read(layer: _Core, beyond: dict[str, Any]) -> dict[str, Any]:
+    """What normalization by a batch needs to know of the averages, safe from being changed."""
+    mean, var = layer.running_mean, layer.running_var
+    if "limits" not in beyond or mean is None or var is None:
+        return {"running_mean": None, "running_var": None}
+    return {"running_mean": mean.clone(), "running_var": var.clone()}
+
+
+def _as_torch(layer: _Core, by_batch: Callable[..., Tensor], beyond: dict[str, Any]) -> Tensor:
+    return by_batch(
+        running_mean=layer.running_mean,
+        running_var=layer.running_var,
+        momentum=layer.momentum,
+        num_batches_tracked=layer.num_batches_tracked,
+        **beyond,
+    )
+
+
+def _guarded(layer: _Core, x: Tensor, by_batch: Callable[..., Tensor]) -> Tensor:
     # At momentum one the averages become the moments of the batch, and the counter says whether
     # there were enough values for them.
     dtype = accumulation_dtype(x.dtype)
     batch_mean, batch_var = torch.zeros((2, layer.num_features), dtype=dtype, device=x.device)
     counter = torch.zeros((), dtype=torch.long, device=x.device)
-    y = normalize(
+    y = by_batch(
         running_mean=batch_mean,
         running_var=batch_var,
-        training=True,
         momentum=1.0,
         num_batches_tracked=counter,
     )
@@ -120,15 +148,43 @@ def forward(
     return y
 
 
+def _unless_single(
+    layer: _Core,
+    x: Tensor,
+    switches: Switches,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    """Normalize by the batch; one of a single value a channel as `by_running` does."""
+    _check_kept(layer, "single_value")
+    if mask is None and count_elements(x.shape) == 1:
+        return by_running(layer, x, residual, mask, activation)
+    y = forward(layer, x, switches._replace(single_value="error"), residual, mask, activation)
+    if mask is None:
+        return y
+    # A single valid element updated nothing: the statistics still stand as they were.
+    single = torch.as_tensor(count_elements(x.shape, mask=mask) == 1, device=x.device)
+    return torch.where(single, by_running(layer, x, residual, mask, activation), y)
+
+
+def by_running(
+    layer: _Core,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    """Normalize by the running statistics, whatever the layer's switches, and update nothing."""
+    switches = Switches(normalize_by="running", update_running=False)
+    return forward(layer, x, switches, residual, mask, activation)
+
+
 def _by_batch(layer: _Core, switches: Switches) -> bool:
-    kept = layer.running_mean is not None and layer.running_var is not None
-    if switches.normalize_by == "running" and not kept:
-        raise ValueError(
-            f"{type(layer).__name__}: got normalize_by='running' and no running statistics; "
-            "build the layer with track_running_stats=True, or set normalize_by to None"
-        )
+    if switches.normalize_by == "running":
+        _check_kept(layer, "normalize_by")
     if switches.normalize_by is None:
-        return layer.training or not kept
+        return layer.training or layer.running_mean is None or layer.running_var is None
     return switches.normalize_by == "batch"
 
 
@@ -137,6 +193,15 @@ def _take_in_all(layer: _Core, x: Tensor, mask: Tensor | None, *, guarded: bool)
     size = layer._beyond().get("ghost_size")
     for part, _, valid in functional.ghost_batches(x, None, mask, size):
         take_in(layer, *_measured(part, valid), guarded=guarded)
+
+
+def _check_kept(layer: _Core, switch: str) -> None:
+    if layer.running_mean is None or layer.running_var is None:
+        usual = Switches()._asdict()[switch]
+        raise ValueError(
+            f"{type(layer).__name__}: got {switch}='running' and no running statistics; "
+            f"build the layer with track_running_stats=True, or set {switch} to {usual!r}"
+        )
 
 
 def _measured(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

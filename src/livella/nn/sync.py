@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from livella import functional, reference
-from livella.checks import Call, check
+from livella.checks import Call, check, single_value
 from livella.moments import Moments, accumulation_dtype, at_least
 from livella.nn import switched
 from livella.nn.batch import (
@@ -51,10 +51,13 @@ class _Synchronized(_Core):
         *,
         activation: str | None = None,
         bias: bool = True,
+        example_weight: float = 0.0,
+        single_value: str = "error",
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
-            activation=activation, bias=bias,
+            activation=activation, bias=bias, example_weight=example_weight,
+            single_value=single_value,
         )  # fmt: skip
         self.process_group = process_group
 
@@ -80,12 +83,11 @@ class _Synchronized(_Core):
         _check(self, input, residual, mask, activation)
         local = Moments.of(input.detach(), mask=mask)
         moments = _gathered(local, self.process_group)
+        if self.single_value == "running" and int(moments.count) == 1:
+            return switched.by_running(self, input, residual, mask, activation)
         alone = input.numel() <= input.shape[1]  # else nobody need be asked how many there are
         if mask is None and alone and int(moments.count) == 1:
-            raise ValueError(
-                "batch_norm: expected more than one value per channel in training, got one over "
-                f"all {_processes(self.process_group)} processes; use larger batches"
-            )
+            raise single_value(f"one over all {_processes(self.process_group)} processes")
         inverse = _inverse(moments, self.eps).to(local.mean.dtype)
         output: Tensor = _Sync.apply(  # type: ignore[no-untyped-call]
             input, moments.mean.to(local.mean.dtype), inverse, moments.count, self.weight,
@@ -205,6 +207,8 @@ class SyncBatchNorm(_Plain, _Synchronized, _BatchNorm):
         dtype: their dtype. Default: torch's.
         activation: as in `BatchNorm2d`; the result is then a `SyncBatchNormAct`. Default: none.
         bias: learn β as well as γ. Default: true.
+        example_weight: as in `BatchNorm2d`. Default: 0.
+        single_value: as in `BatchNorm2d`, of all processes together. Default: "error".
 
     Raises:
         RuntimeError: at the call, when another process is gone or does not come in the time the
