@@ -24,25 +24,26 @@ def shuffled(part: Part, size: int, seed: int) -> Iterator[Part]:
 def of_few_classes(part: Part, size: int, run: int, classes: int, seed: int) -> Iterator[Part]:
     """Batches in which every `run` examples are of so many classes, in equal numbers, without end.
 
-    The classes of a run are drawn anew each time; a class gives its examples shuffled, each once
-    before any comes again. Where `run` is no multiple of the classes, the last has fewer.
+    The runs take the classes in turn, shuffled, each once before any comes again, so that a batch
+    of many runs has them all: it is what is normalized together that has few. A class gives its
+    examples likewise. Where `run` is no multiple of the classes, the last has fewer.
     """
     x, y = part
     order = torch.Generator().manual_seed(seed)
     known = y.unique()
-    classes = min(classes, len(known))
+    turn = _endless(known, order)
     queues = {int(c): _endless(torch.nonzero(y == c).flatten(), order) for c in known}
     each = -(-run // classes)
 
     def one_run() -> Tensor:
-        drawn = known[torch.randperm(len(known), generator=order)[:classes]]
-        return torch.stack([next(queues[int(c)]) for c in drawn for _ in range(each)])[:run]
+        drawn = (int(next(turn)) for _ in range(classes))
+        return torch.stack([next(queues[c]) for c in drawn for _ in range(each)])[:run]
 
     while True:
         picked = torch.cat([one_run() for _ in range(0, size, run)])[:size]
         yield x[picked], y[picked]
 
 
-def _endless(indices: Tensor, order: torch.Generator) -> Iterator[Tensor]:
+def _endless(values: Tensor, order: torch.Generator) -> Iterator[Tensor]:
     while True:
-        yield from indices[torch.randperm(len(indices), generator=order)]
+        yield from values[torch.randperm(len(values), generator=order)]

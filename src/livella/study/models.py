@@ -30,6 +30,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "silu": nn.SiLU,
     "hardswish": nn.Hardswish,
+    "identity": nn.Identity,
 }
 
 

@@ -19,6 +19,9 @@ from livella.study.models import Built
 
 PROBE_EXAMPLES = 256
 
+AT_THE_END = ("variance", "population")
+"""Measured once, when the training is over; the others at every point of the curve."""
+
 Probe = Callable[[], tuple[float, ...]]
 T = TypeVar("T")
 
@@ -85,17 +88,20 @@ def _gradients(built: Built, part: Part) -> Probe:
 
 
 def _variance(built: Built, part: Part) -> Probe:
-    r"""The variance of each normalization's input in training over that in inference.
+    r"""The variance of each normalization's input with dropout over that without, as in inference.
 
     For each unit $\mathrm{Var}_{train}(x) / \mathrm{Var}_{test}(x)$ on the same examples; the
-    median over units that vary. Behind dropout of keep rate p it is 1/p where the mean is zero.
+    median over units that vary. All else is as in training both times, so that a layer shows
+    the shift of the dropout before it and not also that of the layers before.
     """
 
     @torch.no_grad()
     def probe() -> tuple[float, ...]:
         with _untouched(built.model), _inputs(built, Moments.of) as seen:
             built.model(part[0])
-            built.model.eval()
+            for module in built.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.eval()
             built.model(part[0])
         layers = len(built.sites)
         return tuple(map(_ratio, seen[:layers], seen[layers:]))
@@ -103,8 +109,8 @@ def _variance(built: Built, part: Part) -> Probe:
     return probe
 
 
-def _ratio(training: Moments, use: Moments) -> float:
-    above, below = training.variance(unbiased=False), use.variance(unbiased=False)
+def _ratio(dropped: Moments, whole: Moments) -> float:
+    above, below = dropped.variance(unbiased=False), whole.variance(unbiased=False)
     varies = below > 0
     return float((above[varies] / below[varies]).median()) if varies.any() else 1.0
 

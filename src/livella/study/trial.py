@@ -40,7 +40,7 @@ class Trial:
     evaluations: int = 20
     """Points of the learning curve, evenly spaced in steps."""
     probe: str = ""
-    """What is measured besides, at every point of the curve: names of `probes`, joined by "+"."""
+    """What is measured besides: names of `probes`, joined by "+"."""
     version: str = ""
     """A digest of the user's files, so that an edited file makes new trials."""
     classes: int = 0
@@ -73,9 +73,9 @@ class Outcome:
     inference: tuple[tuple[float, ...], ...] = ()
     """By point: the test accuracy by population statistics, and by those of test batches."""
     population: tuple[tuple[float, ...], ...] = ()
-    """By point: the validation and the test accuracy by population statistics."""
+    """At the end alone: the validation and the test accuracy by population statistics."""
     variance: tuple[tuple[float, ...], ...] = ()
-    """By point, then layer: the variance of the layer's input in training over that in use."""
+    """At the end alone, by layer: the variance of the layer's input with dropout over without."""
     error: str = ""
     """The exception that ended the trial, if one did; nothing else is then filled."""
 
@@ -140,12 +140,17 @@ class _Training:
             losses = [self._step(optimizer, *next(drawn)) for _ in range(point - done)]
             done = point
             loss = torch.stack(losses).mean().item() if losses else None
-            seen = {name: probe() for name, probe in measured.items()}
+            over = point == trial.steps
+            seen = {
+                name: probe()
+                for name, probe in measured.items()
+                if over or name not in probes.AT_THE_END
+            }
             # The step after the last finite loss may already have carried the weights away.
             numbers = (loss or 0.0, *itertools.chain(*seen.values()))
             diverged = not all(map(math.isfinite, numbers))
             finite = loss if loss is not None and math.isfinite(loss) else None
-            self._record(point, finite, last=diverged or point == trial.steps)
+            self._record(point, finite, last=diverged or over)
             if diverged:
                 break
             for name, values in seen.items():
@@ -155,8 +160,10 @@ class _Training:
     def _optimizer(self) -> torch.optim.Optimizer:
         parameters, trial = self.built.model.parameters(), self.trial
         if trial.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=trial.rate)
-        return torch.optim.SGD(parameters, lr=trial.rate, momentum=trial.momentum)
+            return torch.optim.Adam(parameters, lr=trial.rate, foreach=True)
+        return torch.optim.SGD(
+            parameters, lr=trial.rate, momentum=trial.momentum, foreach=True
+        )
 
     def _batches(self) -> Iterator[Part]:
         trial, part, size = self.trial, self._training_part(), self._batch_size()
