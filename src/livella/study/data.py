@@ -1,4 +1,4 @@
-"""The data of a study: scikit-learn's digits, Fashion-MNIST from its files, or the user's own."""
+"""The data of a study: digits, Fashion-MNIST, spoken vowels, or the user's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from livella.study import sources
+from livella.study import sources, timeseries
 from livella.study.errors import StudyError
 
 Part = tuple[Tensor, Tensor]
@@ -34,6 +34,8 @@ class Dataset:
     train: Part
     validation: Part
     test: Part
+    sequences: bool = False
+    """Examples are sequences (C, T) of unequal lengths, with NaN after the end of each."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,6 +48,9 @@ class Dataset:
     def describe(self) -> str:
         sizes = " / ".join(f"{len(part[1]):,}" for part in (self.train, self.validation, self.test))
         shape = "×".join(map(str, self.shape))
+        if self.sequences:
+            steps = torch.cat([timeseries.lengths(x) for x, _ in (self.train, self.test)])
+            shape = f"{steps.min()} to {steps.max()} steps of {self.shape[0]} channels"
         return (
             f"{self.name}: {sizes} examples (train / validation / test) of {shape}, "
             f"{self.classes} classes"
@@ -53,7 +58,7 @@ class Dataset:
 
 
 def load(spec: str) -> Dataset:
-    """Load `digits`, `fashion-mnist`, `idx:DIR`, or the user's `module:function`.
+    """Load `digits`, `fashion-mnist`, `japanese-vowels`, `idx:DIR`, or a user's `module:function`.
 
     Raises:
         StudyError: nothing of that name, files missing or damaged, an empty part, one class,
@@ -68,6 +73,8 @@ def _load(spec: str, _digest: str) -> Dataset:
         dataset = _digits()
     elif spec == "fashion-mnist":
         dataset = _idx(FASHION_MNIST, "Fashion-MNIST")
+    elif spec == "japanese-vowels":
+        dataset = _japanese_vowels()
     elif spec.startswith("idx:"):
         folder = Path(spec.removeprefix("idx:"))
         dataset = _idx(folder, folder.name)
@@ -75,8 +82,8 @@ def _load(spec: str, _digest: str) -> Dataset:
         dataset = _from_loaders(spec)
     else:
         raise StudyError(
-            f"unknown data {spec!r}: expected digits, fashion-mnist, idx:DIR, "
-            "module:function or file.py:function"
+            f"unknown data {spec!r}: expected digits, fashion-mnist, japanese-vowels, "
+            "idx:DIR, module:function or file.py:function"
         )
     _check(dataset)
     return dataset
@@ -143,6 +150,20 @@ def _read_idx(folder: Path, name: str) -> Tensor:
     return body.reshape(sizes)
 
 
+def _japanese_vowels() -> Dataset:
+    """Nine speakers by their vowels: 12 coefficients a frame, 7 to 29 frames (Kudo et al. 1999)."""
+    folder = timeseries.japanese_vowels()
+    files = [timeseries.read(folder / f"JapaneseVowels_{kind}.ts") for kind in ("TRAIN", "TEST")]
+    names = sorted({label for _, labels in files for label in labels})
+    longest = max(sequence.shape[1] for sequences, _ in files for sequence in sequences)
+    known, test = (
+        (timeseries.pad(sequences, longest), torch.tensor([names.index(name) for name in labels]))
+        for sequences, labels in files
+    )
+    train, validation = _split(known, share=0.2)
+    return Dataset("JapaneseVowels", train, validation, test, sequences=True)
+
+
 def _from_loaders(spec: str) -> Dataset:
     # Seeded, so that loaders that shuffle give every process the same order and split.
     with torch.random.fork_rng(devices=[]):
@@ -195,7 +216,7 @@ def _check(dataset: Dataset) -> None:
         where = f"the {name} part of {dataset.name}"
         if not len(x):
             raise StudyError(f"{where} is empty: the study needs examples to train and to judge on")
-        if not torch.isfinite(x).all():
+        if not dataset.sequences and not torch.isfinite(x).all():
             bad = int((~torch.isfinite(x)).flatten(1).any(dim=1).sum())
             raise StudyError(
                 f"{where} has NaN or infinity in {bad} of {len(x)} examples: clean them first"

@@ -29,15 +29,15 @@ def accuracy(model: nn.Module, part: Part, limit: int | None = None, size: int =
     return right / len(x)
 
 
-def by_population(model: nn.Module, train: Part, test: Part) -> float:
-    """Accuracy with the statistics of the training part, which are then put away again."""
+def by_population(model: nn.Module, train: Part, *parts: Part) -> tuple[float, ...]:
+    """Accuracy on parts by the statistics of the training part, which are then put away again."""
     examples = train[0][:POPULATION_EXAMPLES]
     with warnings.catch_warnings():  # a layer called twice is the user's concern, not the study's
         warnings.simplefilter("ignore", UserWarning)
         estimate = estimate_population(model.eval(), examples.split(500), progress=False)
     estimate.apply()
     try:
-        return accuracy(model, test, EVALUATION_EXAMPLES)
+        return tuple(accuracy(model, part, EVALUATION_EXAMPLES) for part in parts)
     finally:
         estimate.revert()
 

@@ -52,12 +52,23 @@ class MicroBatches(nn.Module):
 
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor) -> None:
-        """Take the runs into the running averages one after the other."""
+        """Take the runs into the running averages, as if one after the other."""
         norm, count = self.norm, self.norm.num_batches_tracked
         if norm.running_mean is None or norm.running_var is None or count is None:
             return
-        for mean, variance in zip(means, variances, strict=True):
-            count.add_(1)
-            share = 1 / float(count) if norm.momentum is None else norm.momentum
-            norm.running_mean.lerp_(mean, share)
-            norm.running_var.lerp_(variance, share)
+        before, runs = int(count), len(means)
+        count.add_(runs)
+        kept, shares = _averaging(norm.momentum, before, runs)
+        weights = means.new_tensor(shares)
+        norm.running_mean.mul_(kept).addmv_(means.t(), weights)
+        norm.running_var.mul_(kept).addmv_(variances.t(), weights)
+
+
+def _averaging(momentum: float | None, before: int, runs: int) -> tuple[float, list[float]]:
+    """What is left of a running average after so many runs, and the share of each run in it."""
+    kept, shares = 1.0, []
+    for after in range(before + runs, before, -1):  # the last run first: nothing dilutes it
+        share = 1 / after if momentum is None else momentum
+        shares.append(kept * share)
+        kept *= 1 - share
+    return kept, shares[::-1]

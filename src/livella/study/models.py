@@ -12,11 +12,11 @@ from livella import nn as ours
 from livella import reference
 from livella.model import sites
 from livella.nn import make_norm
-from livella.study import sources
+from livella.study import recurrence, sources
 from livella.study.errors import StudyError
 from livella.study.microbatch import MicroBatches
 
-OWN = ("mlp", "cnn")
+OWN = ("mlp", "cnn", "lstm")
 
 _OURS = (
     *(ours.BatchNorm1d, ours.BatchNorm2d, ours.BatchNorm3d),
@@ -30,15 +30,17 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "silu": nn.SiLU,
     "hardswish": nn.Hardswish,
+    "identity": nn.Identity,
 }
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a trial trains: `kind` is "mlp", "cnn", or the user's `module:function`."""
+    """What a trial trains: `kind` is "mlp", "cnn", "lstm", or the user's `module:function`."""
 
     kind: str = "mlp"
     norm: str = "none"
+    """A kind of `make_norm`; of an "lstm" "none", "per_step", "shared" or "layer"."""
     norm_batch: int = 0
     """Examples that a batch norm takes together in training; 0 stands for the whole batch."""
     depth: int = 3
@@ -50,6 +52,10 @@ class Network:
     noise: bool = False
     norm_momentum: float = 0.0
     """Momentum of the running averages of batch norm; 0 stands for the layer's own."""
+    gamma: float = 0.0
+    """Where the γ of an "lstm" with batch norm start; 0 stands for the layer's own."""
+    dropout_last: bool = False
+    """Drop out before the classifier alone, behind the last normalization."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,11 @@ def build(network: Network, shape: tuple[int, ...], classes: int) -> Built:
     if network.kind not in OWN:
         model, found = users_model(network.kind, shape, classes)
         return Built(model, tuple(_swap(model, site, network) for site in found))
+    if network.kind == "lstm":
+        classifier = recurrence.SequenceClassifier(
+            shape, network.width, classes, network.norm, network.gamma
+        )
+        return Built(classifier, ())
     built = (
         _mlp(network, shape, classes) if network.kind == "mlp" else _cnn(network, shape, classes)
     )
@@ -78,10 +89,10 @@ def _mlp(network: Network, shape: tuple[int, ...], classes: int) -> Built:
     layers: list[nn.Module] = [nn.Flatten()]
     sites = []
     width = math.prod(shape)
-    for _ in range(network.depth):
+    for layer in range(1, network.depth + 1):
         sites.append(_site(network, network.width, ndim=1))
         layers += [nn.Linear(width, network.width), sites[-1], _ACTIVATIONS[network.activation]()]
-        if network.dropout:
+        if network.dropout and (layer == network.depth or not network.dropout_last):
             layers.append(nn.Dropout(network.dropout))
         width = network.width
     return Built(nn.Sequential(*layers, nn.Linear(width, classes)), tuple(sites))

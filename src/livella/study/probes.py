@@ -1,4 +1,4 @@
-"""What a trial measures besides accuracy: moving layer inputs, and gradients by depth.
+"""What a trial measures besides accuracy: layer inputs, gradients, other statistics.
 
 A probe looks at one fixed batch in training mode and leaves the network as it found it.
 """
@@ -14,32 +14,41 @@ from torch import Tensor, nn
 
 from livella.moments import Moments
 from livella.study import evaluate
-from livella.study.data import Part
+from livella.study.data import Dataset, Part
 from livella.study.models import Built
 
 PROBE_EXAMPLES = 256
+
+AT_THE_END = ("variance", "population")
+"""Measured once, when the training is over; the others at every point of the curve."""
 
 Probe = Callable[[], tuple[float, ...]]
 T = TypeVar("T")
 
 
-def make(
-    kind: str, built: Built, part: Part, test: Part | None = None, batch: int = 1
-) -> Probe | None:
-    """The probe that a trial asks for by name, on the first examples of `part`.
+def make(kinds: str, built: Built, dataset: Dataset, batch: int = 1) -> dict[str, Probe]:
+    """The probes that a trial asks for by name, joined by "+"; `batch` is its batch size.
 
-    "inference" looks at all of it, and at the test part in batches of this size.
+    - "shift", "gradients" and "variance" look at the first training examples;
+    - "inference" at the test part, by the statistics of the training part and by those of test
+      batches of this size;
+    - "population" at the validation and the test part by the statistics of the training part.
     """
-    if not kind:
-        return None
-    if kind == "inference":
-        assert test is not None, "a trial has one"
-        return lambda: (
-            evaluate.by_population(built.model, part, test),
-            evaluate.by_mini_batch(built.model, test, batch),
-        )
-    makers: dict[str, Callable[[Built, Part], Probe]] = {"shift": _shift, "gradients": _gradients}
-    return makers[kind](built, (part[0][:PROBE_EXAMPLES], part[1][:PROBE_EXAMPLES]))
+    train, validation, test = dataset.train, dataset.validation, dataset.test
+    first = (train[0][:PROBE_EXAMPLES], train[1][:PROBE_EXAMPLES])
+    makers: dict[str, Callable[[], Probe]] = {
+        "shift": lambda: _shift(built, first),
+        "gradients": lambda: _gradients(built, first),
+        "variance": lambda: _variance(built, first),
+        "inference": lambda: (
+            lambda: (
+                *evaluate.by_population(built.model, train, test),
+                evaluate.by_mini_batch(built.model, test, batch),
+            )
+        ),
+        "population": lambda: lambda: evaluate.by_population(built.model, train, validation, test),
+    }
+    return {kind: makers[kind]() for kind in kinds.split("+") if kind}
 
 
 def _shift(built: Built, part: Part) -> Probe:
@@ -76,6 +85,49 @@ def _gradients(built: Built, part: Part) -> Probe:
         return tuple(float(grad.norm()) for grad in grads)
 
     return probe
+
+
+def _variance(built: Built, part: Part) -> Probe:
+    r"""The variance of each normalization's input with dropout over that without, as in inference.
+
+    For each unit $\mathrm{Var}_{train}(x) / \mathrm{Var}_{test}(x)$ on the same examples; the
+    median over units that vary. All else is as in training both times, so that a layer shows
+    the shift of the dropout before it and not also that of the layers before.
+    """
+
+    @torch.no_grad()
+    def probe() -> tuple[float, ...]:
+        with _untouched(built.model), _inputs(built, Moments.of) as seen:
+            built.model(part[0])
+            for module in built.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.eval()
+            built.model(part[0])
+        layers = len(built.sites)
+        return tuple(map(_ratio, seen[:layers], seen[layers:]))
+
+    return probe
+
+
+def _ratio(dropped: Moments, whole: Moments) -> float:
+    above, below = dropped.variance(unbiased=False), whole.variance(unbiased=False)
+    varies = below > 0
+    return float((above[varies] / below[varies]).median()) if varies.any() else 1.0
+
+
+@contextlib.contextmanager
+def _inputs(built: Built, look: Callable[[Tensor], T]) -> Iterator[list[T]]:
+    """Collect looks at what the sites are given while the context lasts, in order of the calls."""
+    inputs: list[T] = []
+    handles = [
+        site.register_forward_pre_hook(lambda _module, args: inputs.append(look(args[0])))
+        for site in built.sites
+    ]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from livella.study import data, models, probes
+from livella.study import batches, data, models, probes
 from livella.study.data import Part
 from livella.study.evaluate import EVALUATION_EXAMPLES, accuracy
 from livella.study.models import Built, Network
@@ -24,7 +25,7 @@ from livella.study.models import Built, Network
 class Trial:
     """Everything that decides the outcome of one training; equal trials are the same trial.
 
-    Training is plain stochastic gradient descent with a constant rate on the cross-entropy.
+    Training is stochastic gradient descent with a constant rate on the cross-entropy.
     """
 
     data: str
@@ -39,9 +40,13 @@ class Trial:
     evaluations: int = 20
     """Points of the learning curve, evenly spaced in steps."""
     probe: str = ""
-    """"shift", "gradients", "inference": what is measured besides, at every point of the curve."""
+    """What is measured besides: names of `probes`, joined by "+"."""
     version: str = ""
     """A digest of the user's files, so that an edited file makes new trials."""
+    classes: int = 0
+    """Classes among the examples that a batch norm takes together; 0: drawn without regard."""
+    optimizer: str = "sgd"
+    """"sgd", or "adam" with the averages of its paper, which takes no momentum."""
 
     def key(self) -> str:
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -67,6 +72,10 @@ class Outcome:
     """By point, then layer: the norm of the loss gradient at the layer's pre-activation."""
     inference: tuple[tuple[float, ...], ...] = ()
     """By point: the test accuracy by population statistics, and by those of test batches."""
+    population: tuple[tuple[float, ...], ...] = ()
+    """At the end alone: the validation and the test accuracy by population statistics."""
+    variance: tuple[tuple[float, ...], ...] = ()
+    """At the end alone, by layer: the variance of the layer's input with dropout over without."""
     error: str = ""
     """The exception that ended the trial, if one did; nothing else is then filled."""
 
@@ -117,32 +126,51 @@ class _Training:
     losses: list[float | None] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     test: list[float] = field(default_factory=list)
-    probed: list[tuple[float, ...]] = field(default_factory=list)
+    probed: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
 
     def run(self) -> Outcome:
         trial = self.trial
-        optimizer = torch.optim.SGD(
-            self.built.model.parameters(), lr=trial.rate, momentum=trial.momentum
-        )
-        probe = probes.make(
-            trial.probe, self.built, self.dataset.train, self.dataset.test, trial.batch
-        )
-        batches = _batches(self._training_part(), self._batch_size(), trial.seed)
+        optimizer = self._optimizer()
+        measured = probes.make(trial.probe, self.built, self.dataset, trial.batch)
+        self.probed = {name: [] for name in measured}
+        drawn = self._batches()
         done = 0
         for point in _points(trial):
-            losses = [self._step(optimizer, *next(batches)) for _ in range(point - done)]
+            self.built.model.train()
+            losses = [self._step(optimizer, *next(drawn)) for _ in range(point - done)]
             done = point
             loss = torch.stack(losses).mean().item() if losses else None
-            seen = probe() if probe is not None else ()
+            over = point == trial.steps
+            seen = {
+                name: probe()
+                for name, probe in measured.items()
+                if over or name not in probes.AT_THE_END
+            }
             # The step after the last finite loss may already have carried the weights away.
-            diverged = not all(map(math.isfinite, (loss or 0.0, *seen)))
+            numbers = (loss or 0.0, *itertools.chain(*seen.values()))
+            diverged = not all(map(math.isfinite, numbers))
             finite = loss if loss is not None and math.isfinite(loss) else None
-            self._record(point, finite, last=diverged or point == trial.steps)
+            self._record(point, finite, last=diverged or over)
             if diverged:
                 break
-            if probe is not None:
-                self.probed.append(seen)
+            for name, values in seen.items():
+                self.probed[name].append(values)
         return self._outcome(diverged)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        parameters, trial = self.built.model.parameters(), self.trial
+        if trial.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=trial.rate, foreach=True)
+        return torch.optim.SGD(
+            parameters, lr=trial.rate, momentum=trial.momentum, foreach=True
+        )
+
+    def _batches(self) -> Iterator[Part]:
+        trial, part, size = self.trial, self._training_part(), self._batch_size()
+        if not trial.classes:
+            return batches.shuffled(part, size, trial.seed)
+        run = trial.network.norm_batch or size
+        return batches.of_few_classes(part, size, run, trial.classes, trial.seed)
 
     def _training_part(self) -> Part:
         """All training examples, or as many as the trial says, drawn by its seed."""
@@ -159,7 +187,6 @@ class _Training:
         return size - size % part if 0 < part <= size else size
 
     def _step(self, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
-        self.built.model.train()
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self.built.model(x), y)
         loss.backward()
@@ -180,9 +207,7 @@ class _Training:
             validation=tuple(self.validation),
             test=tuple(self.test),
             diverged=diverged,
-            shift=tuple(self.probed) if self.trial.probe == "shift" else (),
-            gradients=tuple(self.probed) if self.trial.probe == "gradients" else (),
-            inference=tuple(self.probed) if self.trial.probe == "inference" else (),
+            **{name: tuple(points) for name, points in self.probed.items()},
         )
 
 
@@ -190,14 +215,3 @@ def _points(trial: Trial) -> list[int]:
     """The steps after which the curve is drawn: the start, the end, and evenly between."""
     ends = (math.ceil(trial.steps * k / trial.evaluations) for k in range(trial.evaluations + 1))
     return sorted(set(ends))
-
-
-def _batches(part: Part, size: int, seed: int) -> Iterator[Part]:
-    """Shuffled batches without end; the ragged rest of an epoch is left to the next shuffle."""
-    x, y = part
-    size = min(size, len(x))
-    order = torch.Generator().manual_seed(seed)
-    while True:
-        for picked in torch.randperm(len(x), generator=order).split(size):
-            if len(picked) == size:
-                yield x[picked], y[picked]
