@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -58,7 +60,7 @@ def _lstm(norm: str, features: int, units: int, gamma: float) -> nn.Module:
         return nn.LSTM(features, units, batch_first=True)
     if norm == "layer":
         return LayerNormLSTM(features, units)
-    own = {"gamma": gamma} if gamma else {}
+    own: dict[str, Any] = {"gamma": gamma} if gamma else {}
     return BatchNormLSTM(features, units, batch_first=True, statistics=norm, **own)
 
 
@@ -96,7 +98,7 @@ class LayerNormLSTM(nn.Module):
         self.norm_cell = nn.LayerNorm(units)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """h (N, H) after the last valid step of each sequence of (N, T, F)."""
+        """H (N, H) after the last valid step of each sequence of (N, T, F)."""
         h = c = x.new_zeros(len(x), self.units)
         ended = torch.arange(x.shape[1]) >= lengths.unsqueeze(1)
         unequal = bool(ended.any())

@@ -45,7 +45,8 @@ def read(path: Path) -> tuple[list[Tensor], list[str]]:
         lines = path.read_text("utf-8", errors="strict").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} cannot be read: {error}") from error
-    sequences, labels = [], []
+    sequences: list[Tensor] = []
+    labels: list[str] = []
     for number, line in _examples(lines):
         try:
             sequence, label = _example(line)

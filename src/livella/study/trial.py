@@ -161,9 +161,7 @@ class _Training:
         parameters, trial = self.built.model.parameters(), self.trial
         if trial.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=trial.rate, foreach=True)
-        return torch.optim.SGD(
-            parameters, lr=trial.rate, momentum=trial.momentum, foreach=True
-        )
+        return torch.optim.SGD(parameters, lr=trial.rate, momentum=trial.momentum, foreach=True)
 
     def _batches(self) -> Iterator[Part]:
         trial, part, size = self.trial, self._training_part(), self._batch_size()
@@ -201,13 +199,14 @@ class _Training:
         self.test.append(accuracy(self.built.model, self.dataset.test, limit))
 
     def _outcome(self, diverged: bool) -> Outcome:
+        probed: dict[str, Any] = {name: tuple(points) for name, points in self.probed.items()}
         return Outcome(
             steps=tuple(self.steps),
             train_loss=tuple(self.losses),
             validation=tuple(self.validation),
             test=tuple(self.test),
             diverged=diverged,
-            **{name: tuple(points) for name, points in self.probed.items()},
+            **probed,
         )
 
 
