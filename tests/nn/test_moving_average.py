@@ -117,6 +117,30 @@ def test_every_number_of_dimensions(shape):
         assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("size", [1, 2, 3])  # of 7 samples: a ragged end too
+def test_ghost_batches_are_batches_one_after_the_other(size, options, masked):
+    one = make(MovingAverageBatchNorm1d, **OPTIONS[options])
+    ghost = copy.deepcopy(one)
+    ghost.ghost_size = size
+    for seed in range(4):
+        x, dy = draw(7, 3, 5, seed=seed).requires_grad_(), draw(7, 3, 5, seed=seed + 9)
+        mask = draw(7, 5, seed=seed + 20) > -0.7 if masked else torch.ones(7, 5, dtype=torch.bool)
+        wanted = []
+        for part, valid, gradient in zip(*(t.split(size) for t in (x, mask, dy)), strict=True):
+            wanted.append(one(part, mask=valid))
+            wanted[-1].backward(gradient)
+        dx, x.grad = x.grad, None
+        y = ghost(x, mask=mask if masked else None)
+        assert_close(y, torch.cat(wanted))
+        y.backward(dy)
+        assert_close(x.grad, dx)
+    assert_close([p.grad for p in ghost.parameters()], [p.grad for p in one.parameters()])
+    assert_close(ghost.state_dict(), one.state_dict())
+    assert f"ghost_size={size}" in repr(ghost)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrow_inputs_are_summed_in_float32(dtype):
     layer = make(MovingAverageBatchNorm1d, torch.float32, **OPTIONS["corrected"])
@@ -172,7 +196,7 @@ def test_the_second_derivative_holds_the_averages_constant():
 
     # Constants read off the twin after the same step; then the formula, left to autograd.
     own = (x.detach() ** 2).mean(0)
-    chi = ((twin.square_history[0] + own) / 2 + twin.eps).sqrt()
+    chi = ((twin.square_history[-1] + own) / 2 + twin.eps).sqrt()
     r = (chi / (twin.running_square + twin.eps).sqrt()).clamp(1 / 5, 5)
     psi = layer.gradient_history.mean(0)
     g = dy * layer.weight * r
@@ -332,6 +356,7 @@ def test_what_is_refused():
         ({"window": 0}, "window of one batch or more"),
         ({"r_max": 0.5}, "r_max of one or more"),
         ({"activation": "gelu"}, "unknown activation"),
+        ({"ghost_size": 0}, "ghost_size of one sample or more"),
     ):
         with pytest.raises(ValueError, match=match):
             MovingAverageBatchNorm2d(3, **options)

@@ -189,4 +189,4 @@ def test_loaders_that_cannot_be_used_are_refused(name, said):
 
 @pytest.mark.parametrize("spec", ["digit", "mnist", ""])
 def test_unknown_data_are_told_what_is_known(spec):
-    assert "expected digits, fashion-mnist, idx:DIR" in refused(spec)
+    assert "expected digits, fashion-mnist, japanese-vowels, idx:DIR" in refused(spec)

@@ -28,9 +28,11 @@ def share(scores: torch.Tensor, y: torch.Tensor) -> float:
 def test_population_and_mini_batch_statistics():
     model, (x, y) = made()
     before = copy.deepcopy(model.state_dict())
-    found = evaluate.by_population(model, (x, y), (x, y))
+    found, half = evaluate.by_population(model, (x, y), (x, y), (x[:300], y[:300]))
     whole = copy.deepcopy(model).train()  # in one batch, its own statistics are the population's
-    assert found == pytest.approx(share(whole(x), y), abs=2 / 600)
+    scores = whole(x)
+    assert found == pytest.approx(share(scores, y), abs=2 / 600)
+    assert half == pytest.approx(share(scores[:300], y[:300]), abs=2 / 300)
     by_batch = evaluate.by_mini_batch(model, (x, y), 100)
     scores = torch.cat([copy.deepcopy(model).train()(part) for part in x.split(100)])
     assert by_batch == pytest.approx(share(scores, y), abs=1 / 600)

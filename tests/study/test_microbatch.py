@@ -18,6 +18,7 @@ NORMS = {
     "no averages": nn.BatchNorm2d(3, track_running_stats=False),
     "an activation": livella.nn.BatchNormAct2d(3, activation="relu"),
     "vectors": nn.BatchNorm1d(3),
+    "renormalized": livella.nn.BatchRenorm2d(3),
 }
 
 

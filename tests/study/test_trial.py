@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livella.study import runner, trial
+from livella.study import batches, runner, trial
 from livella.study.models import Network
 from livella.study.trial import Outcome, Trial
 from tests.study import worlds
@@ -67,6 +67,7 @@ def changes():
     """Every field of a trial and of its network, each changed alone."""
     texts = {"kind": "cnn", "norm": "batch", "activation": "silu", "init": "normal:0.1"}
     texts |= {"data": "fashion-mnist", "probe": "shift", "version": "0123"}
+    texts["optimizer"] = "adam"
 
     def each(record):
         for field in dataclasses.fields(record):
@@ -186,10 +187,10 @@ def test_an_untrained_network_is_measured_once():
 @given(n=st.integers(1, 40), size=st.integers(1, 50), seed=st.integers(0, 3))
 def test_no_example_comes_twice_in_an_epoch(n, size, seed):
     part = (torch.arange(n), torch.arange(n) + 100)
-    batches = trial._batches(part, size, seed)
+    drawn = batches.shuffled(part, size, seed)
     width = min(size, n)
     for _epoch in range(3):
-        seen = [next(batches) for _ in range(n // width)]
+        seen = [next(drawn) for _ in range(n // width)]
         examples = torch.cat([x for x, _ in seen])
         assert len(examples.unique()) == len(examples) == width * (n // width)
         assert all(torch.equal(y, x + 100) for x, y in seen)
@@ -197,20 +198,20 @@ def test_no_example_comes_twice_in_an_epoch(n, size, seed):
 
 def test_batches_are_shuffled_anew_by_epoch_and_seed():
     part = (torch.arange(30), torch.arange(30))
-    one, other = trial._batches(part, 30, seed=0), trial._batches(part, 30, seed=1)
+    one, other = batches.shuffled(part, 30, seed=0), batches.shuffled(part, 30, seed=1)
     first, second = next(one)[0], next(one)[0]
     assert not torch.equal(first, second)
     assert not torch.equal(first, next(other)[0])
 
 
 def test_a_seed_draws_the_examples_it_learns_from(monkeypatch):
-    parts, cut = [], trial._batches
+    parts, cut = [], batches.shuffled
 
     def watched(part, size, seed):
         parts.append(part)
         return cut(part, size, seed)
 
-    monkeypatch.setattr(trial, "_batches", watched)
+    monkeypatch.setattr(batches, "shuffled", watched)
     for seed in (0, 0, 1):
         trial.run(worlds.trial(seed, examples=50))
     same, again, other = (x for x, _ in parts)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from livella import functional, reference
 from livella.checks import Call, check
-from livella.moments import accumulation_dtype, across, at_least, count_elements, only, spread
+from livella.moments import accumulation_dtype, across, at_least, only, spread
 
 
 class MovingAverageNorm(nn.Module):
@@ -39,13 +40,17 @@ class MovingAverageNorm(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         activation: str | None = None,
+        ghost_size: int | None = None,
     ) -> None:
         functional.check_activation(activation)
+        if ghost_size is not None:
+            functional.check_ghost_size(ghost_size)
         _check_options(type(self).__name__, eps, window, r_max)
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.window, self.warm_up = affine, window, warm_up
-        self.r_max, self.r_warm_up, self.activation = r_max, r_warm_up, activation
+        self.r_max, self.r_warm_up = r_max, r_warm_up
+        self.activation, self.ghost_size = activation, ghost_size
         for name in ("weight", "bias"):
             vector = torch.empty(num_features, device=device, dtype=dtype) if affine else None
             self.register_parameter(name, None if vector is None else nn.Parameter(vector))
@@ -81,7 +86,8 @@ class MovingAverageNorm(nn.Module):
         """Normalize `x`, add `residual`, apply the activation, all where `mask` is true.
 
         See `livella.functional.batch_norm` for residual and mask. One value a channel will do. A
-        batch without a valid element, or with NaN or infinity, is neither taken in nor counted.
+        call in which a batch has no valid element, or NaN or infinity, is neither taken in nor
+        counted.
 
         Raises:
             ValueError: the input has other dimensions, or another number of channels; and what
@@ -92,25 +98,28 @@ class MovingAverageNorm(nn.Module):
         dtype = accumulation_dtype(x.dtype)
         valid = None if mask is None else spread(mask, x.shape)
         if self.training:
-            inverse, r, count = self._take_in(x.detach().to(dtype), valid)
+            batches = _Batches.of(x, self.ghost_size)
+            count = batches.sizes(x, valid)
+            inverse, r = self._take_in(x.detach().to(dtype), valid, batches, count)
             backward = (self.gradient_history, self.num_gradients_tracked, self.warm_up)
-            normalized: Tensor = _Normalize.apply(x, inverse, r, count, valid, *backward)  # type: ignore[no-untyped-call]
+            normalized: Tensor = _Normalize.apply(x, inverse, r, batches, count, valid, *backward)  # type: ignore[no-untyped-call]
         else:
             inverse = reference.inverse_deviation(self.running_square, self.eps).to(dtype)
             normalized = only(valid, x.to(dtype)) * across(inverse, x.dim())
         y = reference.scale(normalized, self.weight, self.bias, residual, mask, self.activation)
         return y.to(x.dtype).contiguous(memory_format=functional._memory_format(x))
 
-    def _take_in(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, int | Tensor]:
-        """Take a batch into the averages; give 1/χ̄, r and how many values a channel it has."""
-        count = count_elements(x.shape) if valid is None else valid.sum()
-        own = only(valid, x).square().sum(_over(x)) / at_least(1, count)
+    def _take_in(
+        self, x: Tensor, valid: Tensor | None, batches: _Batches, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Take the batches into the averages; give 1/χ̄ and r of each."""
+        own = batches.sums(only(valid, x).square()) / at_least(1, count)
         inverse, r = _take_in(
-            own, torch.as_tensor(count, device=x.device), self.square_history, self.running_square,
+            own, count, self.square_history, self.running_square,
             self.num_batches_tracked, self.eps, self.momentum, self.warm_up, self.r_max,
             self.r_warm_up,
         )  # fmt: skip
-        return inverse, r, count
+        return inverse, r
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingAverageNorm:
         before = dict(self._buffers)
@@ -142,8 +151,48 @@ class MovingAverageNorm(nn.Module):
         """Describe the layer."""
         shown = ("eps", "momentum", "affine", "window", "warm_up", "r_max", "r_warm_up")
         described = ", ".join(f"{name}={getattr(self, name)}" for name in shown)
-        end = "" if self.activation is None else f", activation={self.activation}"
-        return f"{self.num_features}, {described}{end}"
+        for name in ("activation", "ghost_size"):
+            if (value := getattr(self, name)) is not None:
+                described += f", {name}={value}"
+        return f"{self.num_features}, {described}"
+
+
+class _Batches(NamedTuple):
+    """The batches in one call: so many, of `size` samples each, the last one ragged."""
+
+    size: int
+    number: int
+
+    @classmethod
+    def of(cls, x: Tensor, ghost_size: int | None) -> _Batches:
+        if ghost_size is None or len(x) <= ghost_size:
+            return cls(len(x), 1)
+        return cls(ghost_size, -(-len(x) // ghost_size))
+
+    def sizes(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """How many values a channel each has, (batches, 1)."""
+        if valid is not None:
+            return self.sums(valid)
+        left = len(x) - self.size * (self.number - 1)
+        samples = [self.size] * (self.number - 1) + [left]
+        each = torch.tensor(samples, device=x.device).unsqueeze(1)
+        return each * math.prod(x.shape[2:])
+
+    def sums(self, values: Tensor) -> Tensor:
+        """The sum over each, (batches, C), of (N, C, …)."""
+        if self.number == 1:
+            return values.sum(_over(values)).unsqueeze(0)
+        of_samples = values.flatten(2).sum(2) if values.dim() > 2 else values
+        missing = self.number * self.size - len(values)
+        whole: Tensor = nn.functional.pad(of_samples, (0, 0, 0, missing))
+        return whole.reshape(self.number, self.size, -1).sum(1)
+
+    def across(self, each: Tensor, x: Tensor) -> Tensor:
+        """What each has, (batches, C), at the elements of x."""
+        if self.number == 1:
+            return across(each[0], x.dim())
+        of_samples: Tensor = each.repeat_interleave(self.size, 0)[: len(x)]
+        return of_samples.reshape(*of_samples.shape, *[1] * (x.dim() - 2))
 
 
 # An operator of its own: a compiler that computed r again in the backward pass would do so from an
@@ -163,16 +212,18 @@ def _take_in(
     r_max: float,
     r_warm_up: int,
 ) -> tuple[Tensor, Tensor]:
-    """Take χ²_B of a batch into the averages; give 1/χ̄ and r."""
-    joined, mean = _joined(history, counter, own)
-    square, before = torch.where(counter < warm_up, own, mean), running.to(own.dtype)
-    r = ((square + eps) / (before + eps)).sqrt().clamp(1 / r_max, r_max)
-    r = torch.where(counter < r_warm_up, 1.0, r)
-    taken = own.isfinite().all() & (count > 0)
+    """Take χ²_B of batches into the averages, one after the other; give 1/χ̄ and r of each."""
+    joined, squares = _averaged(history, counter, own, warm_up)
+    averages = [running.to(own.dtype)]
+    for square in squares:
+        averages.append(averages[-1].lerp(square, momentum))
+    r = ((squares + eps) / (torch.stack(averages[:-1]) + eps)).sqrt().clamp(1 / r_max, r_max)
+    r = torch.where(_numbers(counter, len(own)) < r_warm_up, 1.0, r)
+    taken = own.isfinite().all() & (count > 0).all()
     history.copy_(torch.where(taken, joined, history))
-    running.copy_(torch.where(taken, before.lerp(square, momentum), before))
-    counter.add_(taken)
-    return torch.rsqrt(square + eps), r
+    running.copy_(torch.where(taken, averages[-1], running))
+    counter.add_(taken * len(own))
+    return torch.rsqrt(squares + eps), r
 
 
 @_take_in.register_fake
@@ -189,39 +240,52 @@ class _Normalize(torch.autograd.Function):
         x: Tensor,
         inverse: Tensor,
         r: Tensor,
-        count: int | Tensor,
+        batches: _Batches,
+        count: Tensor,
         valid: Tensor | None,
         history: Tensor,
         counter: Tensor,
         warm_up: int,
     ) -> Tensor:
-        ctx.save_for_backward(x, inverse, r, valid)
+        ctx.save_for_backward(x, inverse, r, count, valid)
         # Not saved as tensors of the graph: other backward passes may change them before.
-        ctx.count, ctx.history, ctx.counter, ctx.warm_up = count, history, counter, warm_up
-        return only(valid, x.to(inverse.dtype)) * across(inverse * r, x.dim())
+        ctx.batches, ctx.history, ctx.counter, ctx.warm_up = batches, history, counter, warm_up
+        return only(valid, x.to(inverse.dtype)) * batches.across(inverse * r, x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, inverse, r, valid = ctx.saved_tensors
-        ndim, dtype = x.dim(), inverse.dtype
-        z = only(valid, x.to(dtype)) * across(inverse, ndim)
-        g = only(valid, gradient) * across(r, ndim)
+        x, inverse, r, count, valid = ctx.saved_tensors
+        batches, dtype = ctx.batches, inverse.dtype
+        z = only(valid, x.to(dtype)) * batches.across(inverse, x)
+        g = only(valid, gradient) * batches.across(r, x)
         with torch.no_grad():  # a second derivative holds the average constant
-            own = (g * z).sum(_over(x)) / at_least(1, ctx.count)
-            history, mean = _joined(ctx.history, ctx.counter, own)
-            average = torch.where(ctx.counter < ctx.warm_up, own, mean)
-            taken = own.isfinite().all() & (torch.as_tensor(ctx.count, device=x.device) > 0)
+            own = batches.sums(g * z) / at_least(1, count)
+            history, average = _averaged(ctx.history, ctx.counter, own, ctx.warm_up)
+            taken = own.isfinite().all() & (count > 0).all()
             ctx.history.copy_(torch.where(taken, history, ctx.history))
-            ctx.counter.add_(taken)
-        dx = (g - z * across(average, ndim)) * across(inverse, ndim)
-        return dx.to(x.dtype), None, None, None, None, None, None, None
+            ctx.counter.add_(taken * len(own))
+        dx = (g - z * batches.across(average, x)) * batches.across(inverse, x)
+        return dx.to(x.dtype), None, None, None, None, None, None, None, None
 
 
-def _joined(history: Tensor, counter: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the newest values in the place of the oldest; give the history and its mean."""
-    oldest = torch.arange(len(history), device=history.device) == counter % len(history)
-    joined = torch.where(oldest[:, None], newest, history.to(newest.dtype))
-    return joined, joined.sum(0) / (counter + 1).clamp(max=len(history))
+def _averaged(
+    history: Tensor, counter: Tensor, newest: Tensor, warm_up: int
+) -> tuple[Tensor, Tensor]:
+    """Put the newest rows behind the history; give its end, and the average at each of them.
+
+    That is over the window which ends there, or the row itself as long as the warm-up lasts.
+    """
+    window = len(history)
+    joined = torch.cat([history.to(newest.dtype), newest])
+    numbers = _numbers(counter, len(newest))
+    sums = joined.unfold(0, window, 1)[1:].sum(-1)
+    averages = sums / (numbers + 1).clamp(max=window)
+    return joined[-window:], torch.where(numbers < warm_up, newest, averages)
+
+
+def _numbers(counter: Tensor, count: int) -> Tensor:
+    """The numbers, from zero, of the next batches, (batches, 1)."""
+    return (counter + torch.arange(count, device=counter.device)).unsqueeze(1)
 
 
 def _over(x: Tensor) -> list[int]:
@@ -283,9 +347,13 @@ class MovingAverageBatchNorm2d(MovingAverageNorm):
         device: where parameters and averages live. Default: torch's.
         dtype: the dtype of γ and β; averages are in float32 or better. Default: torch's.
         activation: "relu", "relu6", "leaky_relu", "silu" or "hardswish". Default: none.
+        ghost_size: samples that are a batch of their own; a call is then of several batches, taken
+            in one after the other, as if each had its own forward and backward pass. Default: all.
 
     Raises:
-        ValueError: `eps` not above zero, `window` or `r_max` below one, an unknown activation.
+        TypeError: a `ghost_size` that is no whole number.
+        ValueError: `eps` not above zero, `window`, `r_max` or `ghost_size` below one, an
+            unknown activation.
 
     """
 

@@ -12,6 +12,7 @@ from livella import nn as ours
 from livella import reference
 from livella.model import sites
 from livella.nn import make_norm
+from livella.nn.moving_average import MovingAverageNorm
 from livella.study import recurrence, sources
 from livella.study.errors import StudyError
 from livella.study.microbatch import MicroBatches
@@ -122,7 +123,9 @@ def _as_asked(norm: nn.Module, network: Network) -> nn.Module:
     """The normalization as the network wants it: over part of the batch, or with noise after."""
     if network.norm_momentum and sites.is_batch_norm(norm):
         norm.momentum = network.norm_momentum
-    if network.norm_batch and sites.is_batch_norm(norm):
+    if network.norm_batch and isinstance(norm, MovingAverageNorm):
+        norm.ghost_size = network.norm_batch
+    elif network.norm_batch and sites.is_batch_norm(norm):
         norm = MicroBatches(norm, network.norm_batch)
     return nn.Sequential(norm, ShiftNoise()) if network.noise else norm
 
