@@ -67,7 +67,7 @@ def changes():
     """Every field of a trial and of its network, each changed alone."""
     texts = {"kind": "cnn", "norm": "batch", "activation": "silu", "init": "normal:0.1"}
     texts |= {"data": "fashion-mnist", "probe": "shift", "version": "0123"}
-    texts["optimizer"] = "adam"
+    texts |= {"optimizer": "adam", "weights": "centred"}
 
     def each(record):
         for field in dataclasses.fields(record):

@@ -32,6 +32,8 @@ class Scope:
     steps: int | None = None
     """Replaces the budget of every claim."""
     version: str = ""
+    sequences: bool = False
+    """Whether examples are sequences of unequal lengths."""
 
     @property
     def is_image(self) -> bool:
@@ -46,7 +48,10 @@ class Scope:
         trial = Trial(self.data, network, 0.0, 0, steps, version=self.version)
         trial = dataclasses.replace(trial, **settings)  # type: ignore[arg-type]
         if self.model is not None:
-            users = Network(self.model, network.norm, network.norm_batch, noise=network.noise)
+            users = Network(
+                self.model, network.norm, network.norm_batch,
+                noise=network.noise, weights=network.weights,
+            )  # fmt: skip
             trial = dataclasses.replace(trial, network=users, momentum=USER_MOMENTUM)
         return dataclasses.replace(trial, steps=self.steps) if self.steps and steps else trial
 
@@ -88,6 +93,14 @@ class Claim:
     against: str
     left_out: Callable[[Scope], str] = lambda _scope: ""
     """Why the claim makes no sense in this scope; empty where it does."""
+    for_sequences: bool = False
+    """Whether it can be tried on sequences of unequal lengths."""
+
+    def reason_against(self, scope: Scope) -> str:
+        """Why the claim cannot be tried in this scope; empty where it can."""
+        if scope.sequences and not self.for_sequences:
+            return "its networks take examples of one size, and these are of unequal lengths"
+        return self.left_out(scope)
 
     def result(self, scope: Scope, done: Done, seconds: Mapping[Trial, float]) -> ClaimResult:
         evidence = self.assess(scope, done)

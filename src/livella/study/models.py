@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,12 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+_WEIGHTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "centred": ours.centre_weights,
+    "standardized": ours.standardize_weights,
+}
+
+
 @dataclass(frozen=True)
 class Network:
     """What a trial trains: `kind` is "mlp", "cnn", "lstm", or the user's `module:function`."""
@@ -57,6 +64,8 @@ class Network:
     """Where the γ of an "lstm" with batch norm start; 0 stands for the layer's own."""
     dropout_last: bool = False
     """Drop out before the classifier alone, behind the last normalization."""
+    weights: str = ""
+    """"centred" or "standardized": what is done to those of every layer but the last."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,13 @@ class Built:
 
 def build(network: Network, shape: tuple[int, ...], classes: int) -> Built:
     """Build the network for examples of `shape`, with weights from torch's current seed."""
+    built = _build(network, shape, classes)
+    if network.weights:
+        _WEIGHTS[network.weights](built.model)
+    return built
+
+
+def _build(network: Network, shape: tuple[int, ...], classes: int) -> Built:
     if network.kind not in OWN:
         model, found = users_model(network.kind, shape, classes)
         return Built(model, tuple(_swap(model, site, network) for site in found))

@@ -37,7 +37,7 @@ def study(
 
     Args:
         claims: names out of `livella.study.CLAIMS`; empty for all.
-        data: `digits`, `fashion-mnist`, `idx:DIR`, or `module:function` or `file.py:function`
+        data: `digits`, `fashion-mnist`, `japanese-vowels`, `idx:DIR`, or `module:function` or `file.py:function`
             returning (train, test) or (train, validation, test) loaders.
         model: `module:function` or `file.py:function` returning a network with batch, instance
             or group norm, in which the kind under test is swapped; None for small own networks.
@@ -58,8 +58,8 @@ def study(
     asked = _choose(claims)
     _check_counts(seeds=seeds, jobs=jobs, steps=steps)
     scope = _scope(data, model, seeds, steps)
-    left_out = [LeftOut(c.name, reason) for c in asked if (reason := c.left_out(scope))]
-    tried = [claim for claim in asked if not claim.left_out(scope)]
+    left_out = [LeftOut(c.name, reason) for c in asked if (reason := c.reason_against(scope))]
+    tried = [claim for claim in asked if not claim.reason_against(scope)]
     if not tried:
         raise StudyError("; ".join(f"{c.name} cannot be tried: {c.reason}" for c in left_out))
     with _rows(out) as (rows, save, notes):
@@ -115,6 +115,7 @@ def _scope(data: str, model: str | None, seeds: int, steps: int | None) -> Scope
         seeds=tuple(range(seeds)),
         steps=steps,
         version=sources.version(data, model),
+        sequences=dataset.sequences,
     )
 
 

@@ -86,9 +86,24 @@ class Chosen:
     def error(self) -> Estimate | None:
         return estimate(self.errors)
 
+    def by_population(self) -> Chosen:
+        """The same trainings, judged by population statistics, which their probe has taken."""
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}, population",
+            outcomes=[_by_population(outcome) for outcome in self.outcomes],
+        )
+
     def curve(self) -> Series:
         """Test accuracy in percent over steps: the median seed, with the range of all."""
         return curve(self.name, self.outcomes)
+
+
+def _by_population(outcome: Outcome) -> Outcome:
+    if not outcome.population:
+        return Outcome()
+    validation, test = outcome.population[-1]
+    return Outcome(outcome.steps[-1:], outcome.train_loss[-1:], (validation,), (test,))
 
 
 def curve(name: str, outcomes: Sequence[Outcome]) -> Series:

@@ -8,9 +8,12 @@ from livella.study.claims import (
     batch_size,
     convergence,
     covariate_shift,
+    dropout,
     gradient_flow,
     inference,
     learning_rate,
+    non_iid,
+    recurrent,
     regularization,
 )
 
@@ -20,7 +23,10 @@ CLAIMS: tuple[Claim, ...] = (
     covariate_shift.CLAIM,
     gradient_flow.CLAIM,
     regularization.CLAIM,
+    dropout.CLAIM,
     batch_size.CLAIM,
+    non_iid.CLAIM,
     inference.CLAIM,
+    recurrent.CLAIM,
     alternatives.CLAIM,
 )

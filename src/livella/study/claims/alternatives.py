@@ -1,8 +1,9 @@
-"""The alternatives side by side: batch, layer, instance, group, RMS, and none."""
+"""The alternatives side by side: batch, layer, instance, group, RMS, and what needs no batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from livella.study import exhibits
 from livella.study.claim import Claim, Done, Evidence, Scope
@@ -11,26 +12,43 @@ from livella.study.results import Paper
 from livella.study.sweep import Contender, by_validation
 from livella.study.trial import Trial
 
-KINDS = ("none", "batch", "layer", "instance", "group", "rms")
-RATES = (0.03, 0.1, 0.3, 1.0)
-STEPS = 200
+STANDARDIZED, THRESHOLDED = "group, standardized weights", "filter response"
+KINDS = {
+    "none": "none",
+    "batch": "batch",
+    "layer": "layer",
+    "instance": "instance",
+    "group": "group",
+    "rms": "rms",
+    STANDARDIZED: "group",
+    THRESHOLDED: "filter_response",
+    "dynamic tanh": "dynamic_tanh",
+}
+"""By name, the kind of `make_norm`."""
+RATES = (0.1, 0.3)
+STEPS = 120
 BATCH = 32
 MARGIN = 0.5
 
 
-def _instance_possible(scope: Scope) -> bool:
+def _has_space(scope: Scope) -> bool:
     return scope.instance_possible if scope.model else scope.is_image
 
 
 def _contenders(scope: Scope) -> list[Contender]:
-    def contender(kind: str) -> Contender:
-        network = (
-            Network("cnn", norm=kind, width=16) if scope.is_image else Network("mlp", norm=kind)
+    def contender(name: str) -> Contender:
+        own: dict[str, Any] = {"kind": "cnn", "width": 16} if scope.is_image else {}
+        network = Network(
+            norm=KINDS[name],
+            activation="identity" if name == THRESHOLDED else "relu",  # it has a threshold itself
+            weights="standardized" if name == STANDARDIZED else "",
+            **own,
         )
-        trial = scope.trial(network, STEPS, batch=BATCH, momentum=0.9, evaluations=10)
-        return Contender(kind, trial, scope.rates(RATES), scope.seeds)
+        trial = scope.trial(network, STEPS, batch=BATCH, momentum=0.9, evaluations=8)
+        return Contender(name, trial, scope.rates(RATES), scope.seeds)
 
-    return [contender(k) for k in KINDS if k != "instance" or _instance_possible(scope)]
+    with_space = (THRESHOLDED, "instance")
+    return [contender(k) for k in KINDS if k not in with_space or _has_space(scope)]
 
 
 def _plan(scope: Scope, done: Done) -> Sequence[Trial]:
@@ -67,26 +85,38 @@ def _method(scope: Scope) -> str:
     )
     instance = (
         ""
-        if _instance_possible(scope)
-        else " Instance norm is left out: a layer here has one value a channel to normalize over."
+        if _has_space(scope)
+        else " Instance and filter response norm are left out: a layer here has one value a channel to "
+        "normalize over."
     )
     return (
         f"{scope.network_in_words(own)}, {scope.steps or STEPS} steps of {BATCH} examples; only "
         "the kind of normalization is exchanged. Each runs at its best rate out of "
         f"{scope.rates_in_words(RATES)} (validation, two seeds). Layer and RMS "
-        f"norm take all channels and positions of an example together.{instance}"
+        "norm take all channels and positions of an example together; filter response norm has its "
+        f"learned threshold in the place of the ReLU.{instance}"
     )
 
 
 CLAIM = Claim(
     name="alternatives",
     title="The alternatives",
-    question="How do layer, instance, group and RMS norm compare with batch norm?",
+    question="How do the other kinds of normalization compare with batch norm?",
     papers=(
         Paper(
             "ResNet-50 on ImageNet at 32 images a worker, error: batch norm 23.6, group 24.1, "
             "layer 25.3, instance 28.4 %.",
             "Wu & He 2018, Group Normalization, section 4.1, table 1",
+        ),
+        Paper(
+            "Filter response norm with its thresholded unit is ahead of batch norm on ImageNet at "
+            "every batch size tried.",
+            "Singh & Krishnan 2020, Filter Response Normalization Layer, section 4",
+        ),
+        Paper(
+            "In transformers dynamic tanh does as well as layer norm or better; in ResNets in the "
+            "place of batch norm it does worse.",
+            "Zhu et al. 2025, Transformers without Normalization, sections 5 and 7",
         ),
     ),
     plan=_plan,

@@ -15,8 +15,8 @@ from livella.study.trial import Outcome, Trial
 from livella.study.verdict import estimate, judge, judge_ratio, paired
 
 DEPTH = 20
-RATES = (0.03, 0.1, 0.3, 1.0)
-STEPS = 100
+RATES = (0.1, 0.3, 1.0)
+STEPS = 80
 BATCH = 60
 MARGIN = 1.05
 """Growth of the gradient per layer; over 20 layers it makes a factor of 2.5."""

@@ -11,9 +11,9 @@ from livella.study.results import Paper
 from livella.study.sweep import Contender, by_validation
 from livella.study.trial import Trial
 
-RATES = (0.03, 0.1, 0.3, 1.0)
+RATES = (0.1, 0.3, 1.0)
 EXAMPLES = 300
-STEPS = 400
+STEPS = 300
 MARGIN = 0.5
 
 
