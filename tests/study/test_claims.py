@@ -142,7 +142,11 @@ def _test_would_choose_otherwise(best):
 def test_rates_are_chosen_on_validation_and_never_on_test(claim):
     scope = worlds.scope()
     trained = [t for t in claim.plan(scope, {}) if t.steps]
-    best = sorted({t.rate for t in trained})[1]
+    rates = sorted({t.rate for t in trained})
+    if claim.name == "recurrent":
+        assert len(rates) == 1, "there is nothing to choose"
+        return
+    best = rates[1]
     world = _test_would_choose_otherwise(best)
     column = claim.assess(scope, world).table
     chosen = {t.rate for t in claim.plan(scope, world) if t.steps and t.seed >= 2}
@@ -170,6 +174,7 @@ def test_the_best_of_several_rivals_is_chosen_on_validation_and_never_on_test(na
 
 FELL = Outcome((0, 100), (None, None), (0.1, 0.1), (0.1, 0.1), diverged=True)
 PROBED = {"covariate_shift": {"shift": ((),)}, "gradient_flow": {"gradients": ((1.0,) * 20,)}}
+PROBED |= {"dropout": {"variance": (), "population": ()}}
 
 
 def mishaps(name):
@@ -214,7 +219,7 @@ def test_no_verdict_comes_of_trials_that_all_failed(claim, mishap):
 def test_a_users_network_is_left_alone_but_for_its_normalization(claim):
     scope = worlds.scope(model="my.py:net", steps=7)
     if claim.left_out(scope):
-        assert claim.name in ("gradient_flow", "regularization")
+        assert claim.name in ("gradient_flow", "regularization", "dropout", "recurrent")
         return
     for trial in claim.plan(scope, {}):
         assert (trial.network.kind, trial.momentum, trial.steps) == ("my.py:net", 0.9, 7)
@@ -225,7 +230,26 @@ def test_instance_norm_is_tried_only_where_there_is_space_to_normalize_over():
         plan = BY_NAME["alternatives"].plan(worlds.scope(**changed), {})
         return {trial.network.norm for trial in plan}
 
-    everything = {"none", "batch", "layer", "instance", "group", "rms"}
+    of_space = {"instance", "filter_response"}
+    everything = of_space | {"none", "batch", "layer", "group", "rms", "dynamic_tanh"}
     assert kinds() == kinds(model="my.py:net") == everything
-    assert kinds(shape=(20,)) == everything - {"instance"}
-    assert kinds(model="my.py:net", instance_possible=False) == everything - {"instance"}
+    assert kinds(shape=(20,)) == everything - of_space
+    assert kinds(model="my.py:net", instance_possible=False) == everything - {
+        "instance",
+        "filter_response",
+    }
+
+
+def test_sequences_are_for_the_claims_that_take_them():
+    scope = worlds.scope(shape=(12, 29), sequences=True)
+    taken = {claim.name for claim in CLAIMS if not claim.reason_against(scope)}
+    assert taken == {"recurrent"}
+    assert "unequal lengths" in BY_NAME["convergence"].reason_against(scope)
+    assert "each sequence up to its own end" in BY_NAME["recurrent"].method(scope)
+
+
+def test_the_population_is_that_of_the_same_trainings():
+    findings = assess(BY_NAME["batch_size"], lambda t: PAPER["batch_size"](t, 1))
+    (found,) = (f for f in findings if "population" in f.question)
+    assert found.effect_name == "test error of batch of 2 − of batch of 2, population"
+    assert found.effect.median == pytest.approx(5)

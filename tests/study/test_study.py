@@ -33,7 +33,7 @@ def test_a_study_says_what_it_saw_and_a_second_call_runs_nothing(tmp_path):
     assert not any("failed" in note for note in first.notes)
     assert first.data.startswith("digits: ")
     (claim,) = first.claims
-    assert first.trials_run == claim.trials == 7 * (2 * len(batch_size.RATES) + 1)
+    assert first.trials_run == claim.trials == 9 * (2 * len(batch_size.RATES) + 1)
     assert first.trials_reused == 0
     assert claim.seconds > 0
     assert {f.effect.count for f in claim.findings} == {3}
@@ -99,7 +99,7 @@ def test_failed_trials_are_noted_and_tried_again(tmp_path):
     first = study("alternatives", seeds=1, **settings)
     failed = [note for note in first.notes if "trials failed" in note]
     assert failed
-    assert "7 of 42 trials failed, the first with ValueError" in failed[0]
+    assert "7 of 63 trials failed, the first with ValueError" in failed[0]
     again = study("alternatives", seeds=1, **settings)
     assert again.trials_run == 7
     assert [c.findings for c in again.claims] == [c.findings for c in first.claims]

@@ -110,7 +110,26 @@ def _regularization(t: Trial, right: int) -> Outcome:
 
 
 def _batch_size(t: Trial, right: int) -> Outcome:
-    return climbing(top=0.9 - (0.05 * right if t.network.norm_batch == 2 else 0))
+    """Batch norm at 2 alone is worse, and the population makes it good."""
+    poor = (t.network.norm, t.network.norm_batch) == ("batch", 2)
+    return _probed(climbing(top=0.9 - (0.05 * right if poor else 0)), population=((0.9, 0.9),))
+
+
+def _non_iid(t: Trial, right: int) -> Outcome:
+    return climbing(top=0.9 - (0.05 * right if t.classes and t.network.norm == "batch" else 0))
+
+
+def _dropout(t: Trial, right: int) -> Outcome:
+    before = t.network.dropout and not t.network.dropout_last
+    test = climbing(top=0.9 - (0.05 * right if before else 0))
+    variance = (1.0, *(2.0**right if before else 1.0 for _ in range(3)))
+    return _probed(test, variance=(variance,), population=((0.9, 0.9),))
+
+
+def _recurrent(t: Trial, right: int) -> Outcome:
+    network = t.network
+    theirs = (network.norm, network.gamma) == ("per_step", 0.1)
+    return climbing(top=0.9 + (0.05 * right if theirs else 0))
 
 
 def _alternatives(t: Trial, right: int) -> Outcome:
@@ -129,7 +148,10 @@ PAPER: dict[str, Callable[[Trial, int], Outcome]] = {
     "covariate_shift": _covariate_shift,
     "gradient_flow": _gradient_flow,
     "regularization": _regularization,
+    "dropout": _dropout,
     "batch_size": _batch_size,
+    "non_iid": _non_iid,
+    "recurrent": _recurrent,
     "alternatives": _alternatives,
     "inference": _inference,
 }

@@ -37,8 +37,8 @@ def study(
 
     Args:
         claims: names out of `livella.study.CLAIMS`; empty for all.
-        data: `digits`, `fashion-mnist`, `japanese-vowels`, `idx:DIR`, or `module:function` or `file.py:function`
-            returning (train, test) or (train, validation, test) loaders.
+        data: `digits`, `fashion-mnist`, `japanese-vowels`, `idx:DIR`, or `module:function` or
+            `file.py:function` returning (train, test) or (train, validation, test) loaders.
         model: `module:function` or `file.py:function` returning a network with batch, instance
             or group norm, in which the kind under test is swapped; None for small own networks.
         seeds: independent repetitions of every training; below three no verdict is given.

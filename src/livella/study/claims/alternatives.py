@@ -26,7 +26,7 @@ KINDS = {
 }
 """By name, the kind of `make_norm`."""
 RATES = (0.1, 0.3)
-STEPS = 120
+STEPS = 100
 BATCH = 32
 MARGIN = 0.5
 
@@ -44,7 +44,7 @@ def _contenders(scope: Scope) -> list[Contender]:
             weights="standardized" if name == STANDARDIZED else "",
             **own,
         )
-        trial = scope.trial(network, STEPS, batch=BATCH, momentum=0.9, evaluations=8)
+        trial = scope.trial(network, STEPS, batch=BATCH, momentum=0.9, evaluations=5)
         return Contender(name, trial, scope.rates(RATES), scope.seeds)
 
     with_space = (THRESHOLDED, "instance")
@@ -86,8 +86,8 @@ def _method(scope: Scope) -> str:
     instance = (
         ""
         if _has_space(scope)
-        else " Instance and filter response norm are left out: a layer here has one value a channel to "
-        "normalize over."
+        else " Instance and filter response norm are left out: a layer here has one value a "
+        "channel to normalize over."
     )
     return (
         f"{scope.network_in_words(own)}, {scope.steps or STEPS} steps of {BATCH} examples; only "
@@ -109,14 +109,14 @@ CLAIM = Claim(
             "Wu & He 2018, Group Normalization, section 4.1, table 1",
         ),
         Paper(
-            "Filter response norm with its thresholded unit is ahead of batch norm on ImageNet at "
-            "every batch size tried.",
-            "Singh & Krishnan 2020, Filter Response Normalization Layer, section 4",
+            "Filter response norm with its thresholded unit is 0.7 to 1.0 points ahead of batch "
+            "norm on ImageNet with large batches.",
+            "Singh & Krishnan 2020, Filter Response Normalization Layer, abstract",
         ),
         Paper(
-            "In transformers dynamic tanh does as well as layer norm or better; in ResNets in the "
-            "place of batch norm it does worse.",
-            "Zhu et al. 2025, Transformers without Normalization, sections 5 and 7",
+            "In transformers dynamic tanh does as well as layer norm or better; in the place of "
+            "batch norm ResNet-50 falls with it from 76.2 to 68.9 %.",
+            "Zhu et al. 2025, Transformers without Normalization, on its limitations",
         ),
     ),
     plan=_plan,

@@ -121,13 +121,13 @@ CLAIM = Claim(
         Paper(
             "Inception-v3 on ImageNet at 4 images normalized together: 74.2 % with batch norm, "
             "76.5 % with batch renormalization.",
-            "Ioffe 2017, Batch Renormalization, section 4.2",
+            "Ioffe 2017, Batch Renormalization",
         ),
         Paper(
-            "Statistics averaged over the last batches, in the backward pass too, make batches of "
-            "2 as good as usual ones.",
+            "ResNet-50 on ImageNet at 2 images normalized together, error: batch norm 35.22, batch "
+            "renormalization 30.29, averages over the last batches in both passes (MABN) 23.67 %.",
             "Yan et al. 2020, Towards Stabilizing Batch Statistics in Backward Propagation of "
-            "Batch Normalization, section 4",
+            "Batch Normalization",
         ),
     ),
     plan=_plan,

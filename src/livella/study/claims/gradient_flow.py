@@ -16,7 +16,7 @@ from livella.study.verdict import estimate, judge, judge_ratio, paired
 
 DEPTH = 20
 RATES = (0.1, 0.3, 1.0)
-STEPS = 80
+STEPS = 60
 BATCH = 60
 MARGIN = 1.05
 """Growth of the gradient per layer; over 20 layers it makes a factor of 2.5."""

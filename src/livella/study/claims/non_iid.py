@@ -65,7 +65,7 @@ CLAIM = Claim(
         Paper(
             "Inception-v3 on ImageNet, 16 images of 2 classes each normalized together: 67.0 % "
             "with batch norm, 78.5 % with batch renormalization.",
-            "Ioffe 2017, Batch Renormalization, section 4.3",
+            "Ioffe 2017, Batch Renormalization",
         ),
     ),
     plan=_plan,

@@ -15,7 +15,7 @@ from livella.study.trial import Trial
 RATE = 0.02
 BATCH = 32
 UNITS = 32
-STEPS = 80
+STEPS = 60
 MARGIN = 2.0
 KINDS = (
     ("LSTM", "none", 0.0),
@@ -29,7 +29,7 @@ KINDS = (
 def _contenders(scope: Scope) -> tuple[Contender, ...]:
     def contender(name: str, norm: str, gamma: float) -> Contender:
         network = Network("lstm", norm=norm, width=UNITS, gamma=gamma)
-        trial = scope.trial(network, STEPS, batch=BATCH, evaluations=8, optimizer="adam")
+        trial = scope.trial(network, STEPS, batch=BATCH, evaluations=4, optimizer="adam")
         return Contender(name, trial, (RATE,), scope.seeds)
 
     return tuple(contender(*kind) for kind in KINDS)
