@@ -8,11 +8,11 @@ STAMP := $(VENV)/.installed
 install: $(STAMP)
 
 # torch goes first and alone: the project then builds beside the installed one (no build isolation).
+# Of aeon only the files are read, by the tests of sequences.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt pip setuptools wheel numpy torch
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
-	# Of aeon only the files are read, by the tests of sequences.
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps aeon
 	touch $(STAMP)
 

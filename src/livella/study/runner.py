@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
+import multiprocessing
 import signal
 import threading
 import time
@@ -150,4 +153,16 @@ def run_trial(one: Trial) -> Row:
         outcome = trial.run(one)
     except Exception as error:
         outcome = Outcome(error=sources.in_words(error))
+    _spare_the_collector()
     return Row(one, outcome, round(time.perf_counter() - start, 3), provenance.of_run(threads=1))
+
+
+@functools.cache
+def _spare_the_collector() -> None:
+    """Take what a worker has loaded by now out of garbage collection, once.
+
+    Joblib's workers collect after every trial, and looking through all of torch takes longer than a
+    short trial does.
+    """
+    if multiprocessing.parent_process() is not None:
+        gc.freeze()
