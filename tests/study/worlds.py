@@ -123,6 +123,8 @@ def _dropout(t: Trial, right: int) -> Outcome:
     before = t.network.dropout and not t.network.dropout_last
     test = climbing(top=0.9 - (0.05 * right if before else 0))
     variance = (1.0, *(2.0**right if before else 1.0 for _ in range(3)))
+    if not t.steps:
+        return Outcome((0,), (None,), (0.1,), (0.1,), variance=(variance,))
     return _probed(test, variance=(variance,), population=((0.9, 0.9),))
 
 

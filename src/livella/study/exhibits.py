@@ -25,9 +25,9 @@ def fewer_errors(question: str, worse: Chosen, better: Chosen, margin: float) ->
     )
 
 
-def error_table(chosen: Sequence[Chosen]) -> Table:
+def error_table(chosen: Sequence[Chosen], rate: str = "best rate") -> Table:
     return Table(
-        ("contender", "best rate", "test error (%)"),
+        ("contender", rate, "test error (%)"),
         tuple((c.name, (f"{c.rate:g}", c.error)) for c in chosen),
     )
 
@@ -47,11 +47,14 @@ def error_bars(title: str, axis: str, chosen: Sequence[Chosen]) -> Figure:
     )
 
 
-def learning_curves(chosen: Sequence[Chosen], said: str = "") -> Figure:
+BEST = "each at its own best rate"
+
+
+def learning_curves(chosen: Sequence[Chosen], said: str = "", rates: str = BEST) -> Figure:
     """Test accuracy over steps; `said` is what they show, by default the errors at the end."""
     errors = "; ".join(f"{c.name}: {percent(c.error)}" for c in chosen)
     return Figure(
-        title="Learning curves, each at its own best rate",
+        title=f"Learning curves, {rates}",
         kind="line",
         x=Axis("training steps"),
         y=Axis("test accuracy", "%"),

@@ -9,7 +9,7 @@ from livella.study import exhibits
 from livella.study.claim import Claim, Done, Evidence, Scope
 from livella.study.models import Network
 from livella.study.results import Axis, Estimate, Figure, Finding, Paper, Series
-from livella.study.sweep import Chosen, Contender
+from livella.study.sweep import Contender, grid
 from livella.study.trial import Outcome, Trial
 from livella.study.verdict import estimate, judge_ratio
 
@@ -38,8 +38,15 @@ def _contenders(scope: Scope) -> tuple[Contender, ...]:
     )
 
 
+def _untrained(scope: Scope) -> list[Trial]:
+    network = Network(norm="batch", depth=DEPTH, dropout=DROPOUT)
+    trial = scope.trial(network, 0, examples=EXAMPLES, evaluations=1, probe="variance")
+    return grid(trial, (0.0,), scope.seeds)
+
+
 def _plan(scope: Scope, done: Done) -> Sequence[Trial]:
-    return [trial for contender in _contenders(scope) for trial in contender.tuned(done)]
+    trained = [trial for contender in _contenders(scope) for trial in contender.tuned(done)]
+    return _untrained(scope) + trained
 
 
 def ratio(outcome: Outcome) -> float | None:
@@ -50,8 +57,10 @@ def ratio(outcome: Outcome) -> float | None:
 
 def _assess(scope: Scope, done: Done) -> Evidence:
     none, before, behind = (contender.chosen(done) for contender in _contenders(scope))
+    first = [done.get(trial, Outcome()) for trial in _untrained(scope)]
     findings = (
-        _shift(before),
+        _shift("At initialization", first),
+        _shift("After training", before.outcomes),
         exhibits.fewer_errors(
             "Does dropout before batch norm end with more errors than behind the last one?",
             before, behind, MARGIN,
@@ -63,25 +72,25 @@ def _assess(scope: Scope, done: Done) -> Evidence:
     )  # fmt: skip
     shown = [none, before, before.by_population(), behind]
     figures = (
-        _figure([none, before, behind]),
+        _figure({"at initialization": first, "after training": before.outcomes}),
         exhibits.error_bars("Test error by where dropout is", "dropout", shown),
     )
     return Evidence(findings, exhibits.error_table(shown), figures)
 
 
-def _shift(before: Chosen) -> Finding:
-    effect = estimate([ratio(outcome) for outcome in before.outcomes])
+def _shift(when: str, outcomes: Sequence[Outcome]) -> Finding:
+    effect = estimate([ratio(outcome) for outcome in outcomes])
     return Finding(
-        question="Is the variance that batch norm meets larger in training than in inference?",
+        question=f"{when}, is the variance that batch norm meets larger in training than in "
+        "inference?",
         verdict=judge_ratio(effect, RATIO_MARGIN),
         effect=effect,
         effect_name="variance with dropout / without",
         unit="×",
         rule=f"Confirmed where the whole interval of the ratio is above {RATIO_MARGIN}, "
         f"contradicted below 1/{RATIO_MARGIN}, not seen between the two.",
-        summary=f"At the end of training, at dropout {DROPOUT:g}, median over the layers behind "
-        f"it: {_times(effect)}; where all values had the same mean square and no mean, it would "
-        f"be {1 / (1 - DROPOUT):g}.",
+        summary=f"At dropout {DROPOUT:g}, median over the layers behind it: {_times(effect)}; for "
+        f"values whose mean is zero it would be {1 / (1 - DROPOUT):g}.",
     )
 
 
@@ -89,15 +98,15 @@ def _times(value: Estimate | None) -> str:
     return "–" if value is None else f"{value.median:.2f}"
 
 
-def _layers(chosen: Chosen) -> list[Estimate | None]:
-    seen = [outcome.variance[-1] for outcome in chosen.outcomes if outcome.variance]
+def _layers(outcomes: Sequence[Outcome]) -> list[Estimate | None]:
+    seen = [outcome.variance[-1] for outcome in outcomes if outcome.variance]
     return [estimate(layer) for layer in zip(*seen, strict=True)]
 
 
-def _figure(chosen: Sequence[Chosen]) -> Figure:
-    by_name = {c.name: _layers(c) for c in chosen}
+def _figure(outcomes: dict[str, Sequence[Outcome]]) -> Figure:
+    by_time = {name: _layers(found) for name, found in outcomes.items()}
     return Figure(
-        title="Variance of the input of batch norm with dropout over that without",
+        title=f"Variance of the input of batch norm with dropout {DROPOUT:g} over that without",
         kind="bar",
         x=Axis("layer"),
         y=Axis("ratio", "×"),
@@ -109,10 +118,10 @@ def _figure(chosen: Sequence[Chosen]) -> Figure:
                 low=tuple(e.low if e else None for e in layers),
                 high=tuple(e.high if e else None for e in layers),
             )
-            for name, layers in by_name.items()
+            for name, layers in by_time.items()
         ),
-        text="Ratio of the variances by layer. "
-        + "; ".join(f"{name}: {', '.join(map(_times, es))}" for name, es in by_name.items())
+        text="Ratio of the variances by layer, of which the first has no dropout before it. "
+        + "; ".join(f"{name}: {', '.join(map(_times, es))}" for name, es in by_time.items())
         + ".",
     )
 
@@ -141,8 +150,8 @@ CLAIM = Claim(
         "with dropout and without, all else as in training."
     ),
     against="Wide layers average the noise of single values, so the shift is smaller there; and "
-    "how much dropout a network bears depends on its width. The variance says little where the "
-    "mean of the values is large beside it.",
+    "how much dropout a network bears depends on its width. Of values behind a ReLU the mean is "
+    "not zero, which raises the ratio at first; a network that learns makes it smaller.",
     left_out=lambda scope: (
         "the study places the dropout, and it cannot know where in a given network that belongs"
         if scope.model

@@ -50,10 +50,10 @@ def _assess(scope: Scope, done: Done) -> Evidence:
     )
     findings = tuple(exhibits.fewer_errors(said, worse, per_step, MARGIN) for said, worse in asked)
     figures = (
-        exhibits.learning_curves(chosen),
+        exhibits.learning_curves(chosen, rates="all at the same rate"),
         exhibits.error_bars("Test error by kind of LSTM", "kind", chosen),
     )
-    return Evidence(findings, exhibits.error_table(chosen), figures)
+    return Evidence(findings, exhibits.error_table(chosen, "rate"), figures)
 
 
 def _reading(scope: Scope) -> str:
