@@ -51,8 +51,8 @@ def test_all_but_the_last_and_those_of_one_weight(change):
     "layer", [nn.Conv1d(3, 4, 5), nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, 2), nn.Linear(6, 4)]
 )
 def test_each_class_when_it_is_named(layer):
-    before = layer.weight.detach().double()
-    assert_close(standardize_weights(layer, [""], eps=1e-3).weight.double(), by_hand(before, 1e-3))
+    before = layer.double().weight.detach().clone()
+    assert_close(standardize_weights(layer, [""], eps=1e-3).weight, by_hand(before, 1e-3))
 
 
 def test_the_weights_behind_them_train():
