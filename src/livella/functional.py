@@ -121,6 +121,30 @@ def batch_norm(
     return _as_batch_norms(call, _torch if _left_to_torch(call, compiling) else _reference)
 
 
+def scale_channels(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Give act(x·scale + shift + residual), on the kernels of batch norm where they apply.
+
+    Args:
+        x: (N, C, …).
+        scale: (C,); a gradient flows through it, as through all the others.
+        shift: (C,).
+        activation: its name.
+        residual: of the shape of x.
+
+    """
+    ones = torch.ones_like(scale, requires_grad=False)
+    return batch_norm(
+        x, torch.zeros_like(ones), ones, scale, shift, eps=0.0,
+        activation=activation, residual=residual,
+    )  # fmt: skip
+
+
 def _of_training(
     x: Tensor, training: bool, ghost_size: int | None, limits: Any
 ) -> tuple[int | None, Tensor | None]:

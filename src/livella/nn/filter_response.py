@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from livella import functional
 from livella.moments import accumulation_dtype, across
 
 
@@ -59,17 +60,34 @@ class _FilterResponseNorm(nn.Module):
         """
         self._check(x)
         values = x.to(accumulation_dtype(x.dtype))
+        y = self._of_maps(values) if x.dim() > 2 and x.numel() else self._of_values(values)
+        return y.to(x.dtype).contiguous(memory_format=functional._memory_format(x))
+
+    def _of_maps(self, x: Tensor) -> Tensor:
+        samples, maps = len(x), x.flatten(0, 1).unsqueeze(0)  # each map is a channel
         space = list(range(2, x.dim()))
-        mean_square = values.square()
-        if space:
-            mean_square = mean_square.mean(space, keepdim=True)
-        eps = self.eps.abs().to(values.dtype) if isinstance(self.eps, Tensor) else self.eps
-        y = values * torch.rsqrt(mean_square + eps)
+        mean_square = torch.linalg.vector_norm(maps, dim=space).square() / maps[0, 0].numel()
+        scale = self._inverse(mean_square).flatten()
+        shift = None if self.bias is None else self.bias.to(x.dtype)
+        if self.weight is not None:
+            scale = scale * self.weight.to(x.dtype).repeat(samples)
+        if self.threshold is None:
+            shift = None if shift is None else shift.repeat(samples)
+            return functional.scale_channels(maps, scale, shift).view(x.shape)
+        threshold = self.threshold.to(x.dtype)  # max(z, τ) = relu(z − τ) + τ
+        shift = (-threshold if shift is None else shift - threshold).repeat(samples)
+        above = functional.scale_channels(maps, scale, shift, "relu").view(x.shape)
+        return above + across(threshold, x.dim())
+
+    def _of_values(self, x: Tensor) -> Tensor:
+        y = x * self._inverse(x.square())
         if self.weight is not None and self.bias is not None:
             y = y * self._across(self.weight, y) + self._across(self.bias, y)
-        if self.threshold is not None:
-            y = torch.maximum(y, self._across(self.threshold, y))
-        return y.to(x.dtype)
+        return y if self.threshold is None else torch.maximum(y, self._across(self.threshold, y))
+
+    def _inverse(self, mean_square: Tensor) -> Tensor:
+        eps = self.eps.abs().to(mean_square.dtype) if isinstance(self.eps, Tensor) else self.eps
+        return torch.rsqrt(mean_square + eps)
 
     def _across(self, parameter: Tensor, y: Tensor) -> Tensor:
         return across(parameter.to(y.dtype), y.dim())

@@ -95,31 +95,37 @@ class MovingAverageNorm(nn.Module):
 
         """
         self._check(x, residual, mask)
+        if not self.training:
+            mean = torch.zeros_like(self.running_square)
+            return functional.batch_norm(
+                x, mean, self.running_square, self.weight, self.bias, eps=self.eps,
+                activation=self.activation, residual=residual, mask=mask,
+            )  # fmt: skip
         dtype = accumulation_dtype(x.dtype)
         valid = None if mask is None else spread(mask, x.shape)
-        if self.training:
-            batches = _Batches.of(x, self.ghost_size)
-            count = batches.sizes(x, valid)
-            inverse, r = self._take_in(x.detach().to(dtype), valid, batches, count)
-            backward = (self.gradient_history, self.num_gradients_tracked, self.warm_up)
-            normalized: Tensor = _Normalize.apply(x, inverse, r, batches, count, valid, *backward)  # type: ignore[no-untyped-call]
-        else:
-            inverse = reference.inverse_deviation(self.running_square, self.eps).to(dtype)
-            normalized = only(valid, x.to(dtype)) * across(inverse, x.dim())
-        y = reference.scale(normalized, self.weight, self.bias, residual, mask, self.activation)
+        if residual is not None:  # or what the mask hides would make gradients of NaN
+            residual = only(valid, residual).to(dtype)
+        y = only(valid, self._by_batches(only(valid, x).to(dtype), residual, valid))
         return y.to(x.dtype).contiguous(memory_format=functional._memory_format(x))
 
-    def _take_in(
-        self, x: Tensor, valid: Tensor | None, batches: _Batches, count: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Take the batches into the averages; give 1/χ̄ and r of each."""
-        own = batches.sums(only(valid, x).square()) / at_least(1, count)
+    def _by_batches(self, x: Tensor, residual: Tensor | None, valid: Tensor | None) -> Tensor:
+        batches = _Batches.of(x, self.ghost_size)
+        apart, count = batches.apart(x), batches.sizes(x, valid)
         inverse, r = _take_in(
-            own, count, self.square_history, self.running_square,
+            _mean_square(apart.detach(), count), count, self.square_history, self.running_square,
             self.num_batches_tracked, self.eps, self.momentum, self.warm_up, self.r_max,
             self.r_warm_up,
         )  # fmt: skip
-        return inverse, r
+        scale = r * inverse if self.weight is None else self.weight.to(x.dtype) * r * inverse
+        y: Tensor = _Scaled.apply(  # type: ignore[no-untyped-call]
+            apart,
+            scale.flatten(),
+            None if self.bias is None else self.bias.to(x.dtype).repeat(batches.number),
+            None if residual is None else batches.apart(residual),
+            self.activation, inverse, count,
+            self.gradient_history, self.num_gradients_tracked, self.warm_up,
+        )  # fmt: skip
+        return batches.together(y, len(x))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingAverageNorm:
         before = dict(self._buffers)
@@ -172,27 +178,34 @@ class _Batches(NamedTuple):
     def sizes(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """How many values a channel each has, (batches, 1)."""
         if valid is not None:
-            return self.sums(valid)
+            apart = self.apart(valid.long())
+            return apart.sum(_over(apart)).unsqueeze(1)
         left = len(x) - self.size * (self.number - 1)
         samples = [self.size] * (self.number - 1) + [left]
         each = torch.tensor(samples, device=x.device).unsqueeze(1)
         return each * math.prod(x.shape[2:])
 
-    def sums(self, values: Tensor) -> Tensor:
-        """The sum over each, (batches, C), of (N, C, …)."""
+    def apart(self, x: Tensor) -> Tensor:
+        """(N, C, …) as (size, batches·C, …): each has channels of its own; zeros fill the last."""
         if self.number == 1:
-            return values.sum(_over(values)).unsqueeze(0)
-        of_samples = values.flatten(2).sum(2) if values.dim() > 2 else values
-        missing = self.number * self.size - len(values)
-        whole: Tensor = nn.functional.pad(of_samples, (0, 0, 0, missing))
-        return whole.reshape(self.number, self.size, -1).sum(1)
+            return x
+        missing = self.number * self.size - len(x)
+        whole: Tensor = nn.functional.pad(x, [0, 0] * (x.dim() - 1) + [0, missing])
+        parts: Tensor = whole.unflatten(0, (self.number, self.size))
+        return parts.transpose(0, 1).flatten(1, 2)
 
-    def across(self, each: Tensor, x: Tensor) -> Tensor:
-        """What each has, (batches, C), at the elements of x."""
+    def together(self, apart: Tensor, samples: int) -> Tensor:
+        """What `apart` has taken apart, (N, C, …) again."""
         if self.number == 1:
-            return across(each[0], x.dim())
-        of_samples: Tensor = each.repeat_interleave(self.size, 0)[: len(x)]
-        return of_samples.reshape(*of_samples.shape, *[1] * (x.dim() - 2))
+            return apart
+        whole: Tensor = apart.unflatten(1, (self.number, -1)).transpose(0, 1).flatten(0, 1)
+        return whole[:samples]
+
+
+def _mean_square(x: Tensor, count: Tensor) -> Tensor:
+    """χ²_B of each batch, (batches, C), of (size, batches·C, …)."""
+    squares: Tensor = torch.linalg.vector_norm(x, dim=_over(x)).square()
+    return squares.view(len(count), -1) / at_least(1, count)
 
 
 # An operator of its own: a compiler that computed r again in the backward pass would do so from an
@@ -231,41 +244,69 @@ def _(own: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(own), torch.empty_like(own)
 
 
-class _Normalize(torch.autograd.Function):
-    """x̂ = r·x/χ̄, and the paper's gradient of it, whose own average is taken in on the way."""
+class _Scaled(torch.autograd.Function):
+    """act(x·scale + shift + residual), with the paper's gradient, whose average is taken in.
+
+    With scale = γ·r/χ̄ and Σ dz·x, which is the gradient of the scale, Ψ_B = scale·Σ dz·x/m, and
+    the moments add −x·Ψ̄/χ̄² to the gradient of x.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        activation: str | None,
         inverse: Tensor,
-        r: Tensor,
-        batches: _Batches,
         count: Tensor,
-        valid: Tensor | None,
         history: Tensor,
         counter: Tensor,
         warm_up: int,
     ) -> Tensor:
-        ctx.save_for_backward(x, inverse, r, count, valid)
+        ctx.save_for_backward(x, scale, shift, residual, inverse, count)
         # Not saved as tensors of the graph: other backward passes may change them before.
-        ctx.batches, ctx.history, ctx.counter, ctx.warm_up = batches, history, counter, warm_up
-        return only(valid, x.to(inverse.dtype)) * batches.across(inverse * r, x)
+        ctx.history, ctx.counter, ctx.warm_up = history, counter, warm_up
+        ctx.activation = activation
+        return functional.scale_channels(x, scale, shift, activation, residual)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, inverse, r, count, valid = ctx.saved_tensors
-        batches, dtype = ctx.batches, inverse.dtype
-        z = only(valid, x.to(dtype)) * batches.across(inverse, x)
-        g = only(valid, gradient) * batches.across(r, x)
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, residual, inverse, count = ctx.saved_tensors
+        dx, dscale, dshift, dresidual = _plain(dy, x, scale, shift, residual, ctx.activation)
         with torch.no_grad():  # a second derivative holds the average constant
-            own = batches.sums(g * z) / at_least(1, count)
+            own = (scale * dscale).view_as(inverse) / at_least(1, count)
             history, average = _averaged(ctx.history, ctx.counter, own, ctx.warm_up)
             taken = own.isfinite().all() & (count > 0).all()
             ctx.history.copy_(torch.where(taken, history, ctx.history))
             ctx.counter.add_(taken * len(own))
-        dx = (g - z * batches.across(average, x)) * batches.across(inverse, x)
-        return dx.to(x.dtype), None, None, None, None, None, None, None, None
+            term = across((average * inverse.square()).flatten(), x.dim())
+        dx = torch.addcmul(dx, x, term, value=-1)
+        return dx, dscale, dshift, dresidual, *[None] * 6
+
+
+def _plain(
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+) -> tuple[Any, ...]:
+    """Give the gradients where the scale is a constant: of x, scale, shift and residual."""
+    tensors = (x, scale, shift, residual)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # they are differentiated again
+        found = reference.backward(
+            dy, x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, residual, None,
+            activation, from_batch=False,
+        )  # fmt: skip
+        return tuple(g if t is not None else None for g, t in zip(found, tensors, strict=True))
+    with torch.enable_grad():  # on the kernels, which know what they need; the output is made anew
+        leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in tensors]
+        y = functional.scale_channels(leaves[0], leaves[1], leaves[2], activation, leaves[3])
+        made = iter(torch.autograd.grad(y, [t for t in leaves if t is not None], dy))
+    return tuple(None if t is None else next(made) for t in leaves)
 
 
 def _averaged(
