@@ -40,9 +40,7 @@ def error_bars(title: str, axis: str, chosen: Sequence[Chosen]) -> Figure:
         kind="bar",
         x=Axis(axis),
         y=Axis("test error", "%"),
-        series=tuple(
-            Series(name, (name,), (e.median,), (e.low,), (e.high,)) for name, e in shown if e
-        ),
+        series=tuple(Series.of(name, {name: e}) for name, e in shown if e),
         text="Test error: " + "; ".join(f"{name}: {percent(e)}" for name, e in shown) + ".",
     )
 

@@ -7,6 +7,7 @@ nothing itself, so it is tested with plain numbers.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
@@ -81,6 +82,18 @@ class Series:
     y: tuple[float | None, ...]
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, estimates: Mapping[Any, Estimate | None]) -> Series:
+        """Medians with their intervals over x; a gap where there is none."""
+        found = estimates.values()
+        return cls(
+            name,
+            x=tuple(estimates),
+            y=tuple(e.median if e else None for e in found),
+            low=tuple(e.low if e else None for e in found),
+            high=tuple(e.high if e else None for e in found),
+        )
 
 
 @dataclass(frozen=True)

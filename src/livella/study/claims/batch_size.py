@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from livella.study import exhibits
 from livella.study.claim import Claim, Done, Evidence, Scope
 from livella.study.models import Network
-from livella.study.results import Axis, Estimate, Figure, Paper, Series
+from livella.study.results import Axis, Figure, Paper, Series
 from livella.study.sweep import Chosen, Contender
 from livella.study.trial import Trial
 
@@ -92,19 +92,9 @@ def _figure(sized: dict[tuple[str, int], Chosen], others: Sequence[Chosen]) -> F
         kind="line",
         x=Axis("examples normalized together", log=True),
         y=Axis("test error", "%"),
-        series=tuple(_line(name, errors) for name, errors in lines),
+        series=tuple(Series.of(name, errors) for name, errors in lines),
         text=f"Test error by examples normalized together, {said}. "
         "Group norm and no normalization do not depend on it.",
-    )
-
-
-def _line(name: str, errors: dict[int, Estimate | None]) -> Series:
-    return Series(
-        name,
-        x=tuple(float(size) for size in errors),
-        y=tuple(e.median if e else None for e in errors.values()),
-        low=tuple(e.low if e else None for e in errors.values()),
-        high=tuple(e.high if e else None for e in errors.values()),
     )
 
 

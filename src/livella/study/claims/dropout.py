@@ -98,31 +98,23 @@ def _times(value: Estimate | None) -> str:
     return "–" if value is None else f"{value.median:.2f}"
 
 
-def _layers(outcomes: Sequence[Outcome]) -> list[Estimate | None]:
+def _layers(outcomes: Sequence[Outcome]) -> dict[str, Estimate | None]:
     seen = [outcome.variance[-1] for outcome in outcomes if outcome.variance]
-    return [estimate(layer) for layer in zip(*seen, strict=True)]
+    layers = zip(*seen, strict=True)
+    return {f"layer {k}": estimate(layer) for k, layer in enumerate(layers, start=1)}
 
 
 def _figure(outcomes: dict[str, Sequence[Outcome]]) -> Figure:
     by_time = {name: _layers(found) for name, found in outcomes.items()}
+    said = (f"{name}: {', '.join(map(_times, es.values()))}" for name, es in by_time.items())
     return Figure(
         title=f"Variance of the input of batch norm with dropout {DROPOUT:g} over that without",
         kind="bar",
         x=Axis("layer"),
         y=Axis("ratio", "×"),
-        series=tuple(
-            Series(
-                name,
-                x=tuple(f"layer {k}" for k in range(1, len(layers) + 1)),
-                y=tuple(e.median if e else None for e in layers),
-                low=tuple(e.low if e else None for e in layers),
-                high=tuple(e.high if e else None for e in layers),
-            )
-            for name, layers in by_time.items()
-        ),
+        series=tuple(Series.of(name, layers) for name, layers in by_time.items()),
         text="Ratio of the variances by layer, of which the first has no dropout before it. "
-        + "; ".join(f"{name}: {', '.join(map(_times, es))}" for name, es in by_time.items())
-        + ".",
+        f"{'; '.join(said)}.",
     )
 
 

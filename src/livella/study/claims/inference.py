@@ -122,18 +122,10 @@ def _median(seeds: Errors, k: int) -> str:
 
 
 def _figure(found: dict[str, Errors]) -> Figure:
-    series = []
-    for k, name in enumerate(STATISTICS):
-        points = [_estimate(seeds, k) for seeds in found.values()]
-        series.append(
-            Series(
-                name,
-                x=tuple(found),
-                y=tuple(p.median if p else None for p in points),
-                low=tuple(p.low if p else None for p in points),
-                high=tuple(p.high if p else None for p in points),
-            )
-        )
+    series = [
+        Series.of(name, {setup: _estimate(seeds, k) for setup, seeds in found.items()})
+        for k, name in enumerate(STATISTICS)
+    ]
     return Figure(
         title="Test error during training, by the statistics used in inference",
         kind="bar",

@@ -111,21 +111,15 @@ def _range(usable: list[list[float]]) -> str:
     return f"{often[0]:g} to {often[-1]:g}" if often else "no rate of the grid"
 
 
+def _percent(final: dict[float, list[float]]) -> dict[float, Estimate | None]:
+    return {
+        rate: estimate([None if math.isnan(v) else 100 * v for v in values])
+        for rate, values in final.items()
+    }
+
+
 def _figure(finals: dict[str, dict[float, list[float]]], text: str) -> Figure:
-    series = []
-    for name, final in finals.items():
-        points: list[Estimate | None] = [
-            estimate([None if math.isnan(v) else 100 * v for v in vs]) for vs in final.values()
-        ]
-        series.append(
-            Series(
-                name,
-                x=tuple(final),
-                y=tuple(p.median if p else None for p in points),
-                low=tuple(p.low if p else None for p in points),
-                high=tuple(p.high if p else None for p in points),
-            )
-        )
+    series = [Series.of(name, _percent(final)) for name, final in finals.items()]
     return Figure(
         title="Accuracy by learning rate",
         kind="line",
