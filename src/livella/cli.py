@@ -57,8 +57,8 @@ def study(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, fashion-mnist, idx:DIR, or module:function or file.py:function "
-            "returning (train, test) or (train, validation, test) loaders."
+            help="digits, fashion-mnist, japanese-vowels, idx:DIR, or module:function or "
+            "file.py:function returning (train, test) or (train, validation, test) loaders."
         ),
     ] = "digits",
     model: Annotated[

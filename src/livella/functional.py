@@ -179,7 +179,8 @@ def _corrected(call: Call) -> Call:
     assert call.limits is not None
     moments = Moments.of(call.input.detach(), mask=call.mask)
     averages = (call.running_mean, call.running_var)
-    r, d = reference.correction(moments, *averages, call.limits, call.eps)
+    correction = operators.correction if torch.compiler.is_compiling() else reference.correction
+    r, d = correction(moments, *averages, call.limits, call.eps)
     weight, bias = reference.corrected(call.weight, call.bias, r, d)
     return call._replace(weight=weight, bias=bias, limits=None)
 

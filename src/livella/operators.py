@@ -218,6 +218,38 @@ def _of_part(
     return dx, dweight, dbias, dresidual
 
 
+def correction(
+    moments: Moments, running_mean: Tensor, running_var: Tensor, limits: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`reference.correction`, which a compiler must not make again in the backward pass.
+
+    By then the averages have moved on.
+    """
+    count = torch.as_tensor(moments.count, device=moments.mean.device)
+    given = (moments.mean, moments.m2, count, running_mean, running_var, limits)
+    r, d = _correction(*(each.detach() for each in given), eps)
+    return r, d
+
+
+@torch.library.custom_op("livella::renorm_correction", mutates_args=())
+def _correction(
+    mean: Tensor,
+    m2: Tensor,
+    count: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    limits: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    moments = Moments(count, mean, m2)
+    return reference.correction(moments, running_mean, running_var, limits, eps)
+
+
+@_correction.register_fake
+def _(mean: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mean), torch.empty_like(mean)
+
+
 def like(t: Tensor, x: Tensor) -> Tensor:
     """Give `t` in the dtype and the layout of `x`; itself where it has them."""
     if t.stride() == x.stride() and t.dtype == x.dtype:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import livella
@@ -218,3 +219,23 @@ def test_a_forward_replaced_on_the_layer_itself_is_refused():
     model[1].forward = lambda x: x
     with pytest.raises(TypeError, match=r"layer '1' .* forward of its own"):
         accumulate(model, [torch.randn(4, 2)], lambda m, x: m(x).sum())
+
+
+@pytest.mark.parametrize("kind", ["moving_average", "lstm"])
+def test_what_averages_otherwise_is_refused_unless_frozen(kind):
+    lstm = livella.nn.BatchNormLSTM(3, 3)
+    layer = lstm if kind == "lstm" else livella.nn.MovingAverageBatchNorm1d(3)
+    model = nn.ModuleDict({"norm": nn.BatchNorm1d(3), "other": layer})
+
+    def loss(model, x):
+        y = model["norm"](x)
+        y = model["other"](y[None])[0] if kind == "lstm" else model["other"](y)
+        return y.square().sum()
+
+    micro = list(torch.randn(8, 3).split(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TypeError, match=r"layer 'other' .* takes in each micro-batch by itself"):
+        livella.accumulate(model, micro, loss)
+    assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    livella.freeze(model, ["other"])
+    livella.accumulate(model, micro, loss)

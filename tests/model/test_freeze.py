@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 import livella
 from livella.model.freeze import freeze, is_frozen, unfreeze
@@ -222,3 +223,23 @@ def test_a_parametrized_layer_keeps_its_class(change):
         with pytest.warns(UserWarning, match="left alone"):
             livella.nn.SyncBatchNorm.revert(model)
     assert model(torch.randn(4, 2)).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "kind", [livella.nn.BatchNormLSTM, livella.nn.BatchNormGRU, livella.nn.MovingAverageBatchNorm1d]
+)
+def test_what_averages_otherwise_is_frozen_too(kind):
+    layer = kind(3) if "Moving" in kind.__name__ else kind(3, 5)
+    x = torch.randn(6, 4, 3).transpose(1, 2) if "Moving" in kind.__name__ else torch.randn(6, 4, 3)
+    out = lambda: layer(x) if "Moving" in kind.__name__ else layer(x)[0]  # noqa: E731
+    model = livella.freeze(nn.ModuleList([layer])).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = out()
+    assert_close(trained, (model.eval(), out())[1], rtol=0, atol=0)
+    assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    asks = {name for name, p in layer.named_parameters() if p.requires_grad}
+    assert asks == {n for n, _ in layer.named_parameters() if n.startswith(("weight_", "bias_"))}
+    livella.unfreeze(model).train()
+    out()
+    assert all(p.requires_grad for p in layer.parameters())
+    assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import livella
@@ -273,3 +274,24 @@ def test_pooled_updates_of_synchronized_layers_are_those_of_all_processes(tmp_pa
     torch.testing.assert_close(first["0.running_mean"], 0.1 * x.mean(0))
     torch.testing.assert_close(first["0.running_var"], 0.9 + 0.1 * x.var(0))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_step_takes_back_what_a_recurrent_layer_has_learned_of_longer_sequences():
+    layer = livella.nn.BatchNormLSTM(3, 5)
+    layer(torch.randn(4, 6, 3))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with livella.step(layer) as step:
+        layer(torch.randn(9, 6, 3))
+        assert len(layer.num_batches_tracked_l0) == 9
+        step.take_back()
+    assert_close(dict(layer.state_dict()), before, rtol=0, atol=0)
+
+
+def test_what_averages_otherwise_is_named():
+    model = nn.Sequential(nn.BatchNorm1d(3), livella.nn.MovingAverageBatchNorm1d(3))
+    with pytest.warns(UserWarning, match=r"left alone.*1 \(MovingAverageBatchNorm1d\)"):
+        livella.set_update_policy(model, "guarded")
+    with pytest.warns(UserWarning, match=r"1 \(MovingAverageBatchNorm1d\); each process keeps"):
+        livella.nn.SyncBatchNorm.convert(model)
+    estimate = livella.estimate_population(model, [torch.randn(8, 3)], progress=False)
+    assert "MovingAverageBatchNorm1d" in estimate.left["1"]

@@ -122,15 +122,12 @@ def test_narrow_inputs_are_summed_in_float32(dtype):
     assert_close(y.double(), expected, rtol=1e-2, atol=2e-2)
 
 
-def test_training_is_untouched_and_zero_is_what_it_was():
+def test_training_on_the_batch_is_untouched_and_zero_is_what_it_was():
     weighed, plain = BatchNorm2d(3, example_weight=0.5), BatchNorm2d(3)
     assert plain._switches is None
     x = draw(4, 3, 5, 5).float()
     assert torch.equal(weighed(x), plain(x))
     assert torch.equal(weighed.running_var, plain.running_var)
-    weighed.normalize_by = plain.normalize_by = "running"  # in training neither weighs
-    assert torch.equal(weighed(x), plain(x))
-    weighed.normalize_by = plain.normalize_by = None
     assert not torch.allclose(weighed.eval()(x), plain.eval()(x))
     weighed.example_weight = 0.0
     assert weighed._switches is None
@@ -200,3 +197,11 @@ def test_synchronized_and_frozen_layers_have_it_too():
     assert_close(layer(x), by_second_moments(layer, x, 0.3))
     frozen = livella.freeze(make(BatchNorm1d, example_weight=0.3))
     assert_close(frozen(x), by_second_moments(frozen, x, 0.3))
+
+
+def test_a_frozen_layer_does_in_training_what_it_does_in_evaluation():
+    layer = livella.nn.BatchNorm2d(3, example_weight=0.3)
+    layer(torch.randn(8, 3, 4, 4) * 2 + 1)
+    x = torch.randn(4, 3, 4, 4)
+    layer.normalize_by, layer.update_running = "running", False
+    assert_close(layer.train()(x), layer.eval()(x), rtol=0, atol=0)

@@ -147,6 +147,13 @@ def test_compiled_and_exported():
     assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
 
 
+def test_exported_for_any_number_of_samples():
+    layer, x = make(FilterResponseNorm2d), draw(5, 3, 4, 4)
+    sizes = ({0: torch.export.Dim("n", min=2, max=100)},)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=sizes).module()
+    assert_close(exported(draw(9, 3, 4, 4)), layer(draw(9, 3, 4, 4)))
+
+
 def test_what_is_refused():
     for kind, wrong in ((1, (3,)), (1, (2, 4)), (2, (2, 3)), (3, (2, 3, 4, 4))):
         layer = (FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3d)[kind - 1](3)

@@ -326,8 +326,10 @@ def test_tools_for_batch_norms_pass_it_over_or_say_so():
     estimate = livella.estimate_population(model, [torch.randn(8, 3, 5, 5)])
     assert [e.name for e in estimate] == ["3"]
     assert_close(layer.state_dict(), before, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="expected names with batch norms"):
-        livella.freeze(model, ["1"])
+    livella.freeze(model, ["1"])  # which needs no batch norm, but averages
+    x = torch.randn(8, 3, 5, 5)
+    assert_close(model[:2].train()(x), copy.deepcopy(model[:2]).eval()(x), rtol=0, atol=0)
+    assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
 
 def test_a_step_is_taken_back_and_pooled_updates_leave_it_alone():
@@ -357,6 +359,11 @@ def test_what_is_refused():
         ({"r_max": 0.5}, "r_max of one or more"),
         ({"activation": "gelu"}, "unknown activation"),
         ({"ghost_size": 0}, "ghost_size of one sample or more"),
+        ({"momentum": None}, "momentum from 0 to 1"),
+        ({"momentum": 2.0}, "momentum from 0 to 1"),
+        ({"eps": float("nan")}, "eps above zero"),
+        ({"warm_up": -1}, "warm_up as a number of batches"),
+        ({"window": 2.5}, "window as a number of batches"),
     ):
         with pytest.raises(ValueError, match=match):
             MovingAverageBatchNorm2d(3, **options)
@@ -373,3 +380,34 @@ def test_what_is_refused():
         layer(torch.ones(2, 3, 2, 2), residual=torch.ones(2, 3))
     assert_close(layer.state_dict(), before, rtol=0, atol=0)
     assert "window=16, warm_up=100" in repr(layer)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_are_refused(reentrant):
+    x = draw(4, 3).requires_grad_()
+    y = torch.utils.checkpoint.checkpoint(
+        make(MovingAverageBatchNorm1d), x, use_reentrant=reentrant
+    )
+    with pytest.raises(RuntimeError, match="leave the layer out of the checkpoint"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_the_second_derivative_with_an_activation(activation):
+    layer = make(MovingAverageBatchNorm1d, activation=activation, window=2, warm_up=0)
+    x, residual = (2 * draw(4, 3)).requires_grad_(), draw(4, 3, seed=1).requires_grad_()
+    dy, v = draw(4, 3, seed=7), draw(4, 3, seed=8)
+    y = layer(x, residual=residual)
+    dx = torch.autograd.grad(y, x, dy, create_graph=True)[0]
+    found = torch.autograd.grad(dx, (x, residual), v, materialize_grads=True)
+
+    inverse = (x.detach().square().mean(0) + layer.eps).rsqrt()
+    scale = layer.weight.detach() * inverse
+    act = getattr(nn.functional, activation)
+    z = x * scale + layer.bias.detach() + residual
+    g = dy * torch.autograd.grad(act(z).sum(), z, create_graph=True)[0]
+    psi = (g * scale * x).mean(0).detach()
+    plain = g * scale - x * psi * inverse.square()
+    assert_close(dx, plain)
+    expected = torch.autograd.grad(plain, (x, residual), v, materialize_grads=True)
+    assert_close(found, expected)

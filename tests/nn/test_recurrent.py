@@ -653,3 +653,26 @@ def test_memory_is_given_back_with_the_graph(kind):
         assert node() is None
     finally:
         gc.enable()
+
+
+@both
+def test_second_derivatives_of_one_call_after_another(kind):
+    torch.manual_seed(0)
+    layer = made(kind)
+    x1, x2 = torch.randn(2, 5, 3, 3, dtype=torch.float64)
+
+    def gradients(*, create_graph):
+        one = copy.deepcopy(layer)
+        _, state = one(x1)
+        output, _ = one(x2, state)
+        weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+        loss = (output * weights).sum()
+        return torch.autograd.grad(loss, list(one.parameters()), create_graph=create_graph)
+
+    assert_close(gradients(create_graph=True), gradients(create_graph=False))
+
+
+@both
+def test_shapes_without_numbers(kind):
+    layer = kind(3, 4, device="meta", bidirectional=True)
+    assert layer(torch.empty(5, 2, 3, device="meta"))[0].shape == (5, 2, 8)

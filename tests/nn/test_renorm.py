@@ -445,3 +445,46 @@ def test_a_micro_batch_of_few_classes_trains_as_it_evaluates():
         x = 2 + normal(8, 4, seed=1000).float()
         gaps[name] = (copy.deepcopy(layer)(x) - layer.eval()(x)).abs().mean()
     assert gaps["renorm"] < 0.1 * gaps["batch"]
+
+
+@pytest.mark.parametrize("policy", ["torch", "guarded"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_that_would_give_another_gradient_are_refused(policy, reentrant):
+    layer = lnn.BatchRenorm2d(3, dtype=torch.float64)
+    layer.update_policy = policy
+    x = (2 * torch.randn(4, 3, 2, 2, dtype=torch.float64) + 1).requires_grad_()
+    w = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    plain = torch.autograd.grad((copy.deepcopy(layer)(x) * w).sum(), x)
+    y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=reentrant)
+    if policy == "guarded" and reentrant:
+        (y * w).sum().backward()
+        assert_close(x.grad, *plain)
+    else:
+        with pytest.raises(RuntimeError, match="leave the layer out of the checkpoint"):
+            (y * w).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled_gradients_are_those_of_the_averages_as_they_were(masked):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    layer = lnn.BatchRenorm2d(4, momentum=0.5)
+    for _ in range(5):
+        layer(torch.randn(4, 4, 3, 3))
+    x, w = torch.randn(4, 4, 3, 3) * 4 + 2, torch.randn(4, 4, 3, 3)
+    mask = torch.rand(4, 3, 3) > 0.3 if masked else None
+    found = []
+    for one in (copy.deepcopy(layer), torch.compile(copy.deepcopy(layer), backend="aot_eager")):
+        given = x.clone().requires_grad_()
+        loss = (one(given, mask=mask).tanh().square() * w).sum()
+        found.append(torch.autograd.grad(loss, (given, *one.parameters())))
+    assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
+def test_limits_may_be_infinite():
+    layer = lnn.BatchRenorm2d(3, r_max=float("inf"), d_max=float("inf"), warmup_steps=1)
+    assert layer.limits == (1.0, 0.0)
+    assert layer(torch.randn(4, 3, 2, 2)).isfinite().all()
+    assert layer.limits == (float("inf"), float("inf"))
+    assert layer(torch.randn(4, 3, 2, 2)).isfinite().all()

@@ -143,3 +143,10 @@ def test_what_is_refused_and_leaves_the_model_as_it_was():
     with pytest.raises(ValueError, match="'0' has another parametrization"):
         restore_weights(model)
     assert hasattr(model[4], "parametrizations")
+
+
+def test_parameters_are_in_their_old_order_again():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    before = [name for name, _ in model.named_parameters()]
+    restore_weights(standardize_weights(model))
+    assert [name for name, _ in model.named_parameters()] == before

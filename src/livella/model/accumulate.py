@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from livella import reference
 from livella.model import sites
 from livella.model.feeding import device_of, tensors_in, to_device
+from livella.model.freeze import is_frozen
 from livella.model.levels import Dependencies, Site, levels, observe
 from livella.model.measure import Enough
 from livella.model.updates import take_in
@@ -93,6 +94,11 @@ def _layers(model: nn.Module) -> dict[str, _NormBase]:
     """The batch norms that would normalize by the batch now."""
     found: dict[str, _NormBase] = {}
     for name, layer in model.named_modules():
+        if sites.averages_otherwise(layer) and layer.training and not is_frozen(layer):
+            raise TypeError(
+                f"accumulate: layer {name!r} ({type(layer).__name__}) takes in each micro-batch by "
+                "itself, at every pass; freeze it, or accumulate gradients without this function"
+            )
         if not sites.is_batch_norm(layer) or not layer.training:
             continue
         if getattr(layer, "normalize_by", None) == "running":

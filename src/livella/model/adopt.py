@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 
 from torch import nn
@@ -27,16 +27,18 @@ def can_be_adopted(layer: nn.Module) -> bool:
     return type(layer) in OURS and not has_methods_of_its_own(layer)
 
 
-def named_layers(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Module]:
-    """Give the batch norms of a model by name: all, or those at or below the names given.
+def named_layers(
+    model: nn.Module,
+    names: Iterable[str] | None,
+    suits: Callable[[nn.Module], bool] = sites.keeps_averages,
+) -> dict[str, nn.Module]:
+    """Give the layers of a model that suit, by name: all, or those at or below the names given.
 
     Raises:
         ValueError: a name has no batch norm at or below it.
 
     """
-    found: dict[str, nn.Module] = {
-        name: m for name, m in model.named_modules() if sites.is_batch_norm(m)
-    }
+    found = {name: m for name, m in model.named_modules() if suits(m)}
     if names is None:
         return found
     if isinstance(names, str):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
 from livella.model import adopt
 from livella.nn.batch import _Core
+from livella.nn.stack import BatchNormRNN
 from livella.nn.switched import Switches
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -39,7 +40,8 @@ def freeze(
     Gradients flow through a frozen layer as in evaluation.
 
     Torch's own `BatchNorm1d/2d/3d` become the Livella layers of the same name, in place, which
-    have the switches for it; other batch norms are put into evaluation for each call.
+    have the switches for it; other batch norms, and recurrent layers with batch norm inside, are
+    put into evaluation for each call.
 
     Args:
         model: any module, a batch norm itself too.
@@ -132,7 +134,7 @@ def _freeze(layer: nn.Module, statistics: bool, affine: bool) -> None:
         before = Frozen(kind, kind, vars(layer).get("_switches"), flags, statistics=False)
     vars(layer)["_livella_frozen"] = before._replace(statistics=before.statistics or statistics)
     if affine:
-        for parameter in layer.parameters(recurse=False):
+        for parameter in _affine(layer):
             parameter.requires_grad_(False)
     if not statistics or before.statistics:
         return
@@ -145,6 +147,13 @@ def _freeze(layer: nn.Module, statistics: bool, affine: bool) -> None:
     else:
         layer.register_forward_pre_hook(_into_evaluation)
         layer.register_forward_hook(_out_of_evaluation, always_call=True)
+
+
+def _affine(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """γ and β: all parameters of a normalization, and those of these names in a recurrent layer."""
+    for name, parameter in layer.named_parameters(recurse=False):
+        if not isinstance(layer, BatchNormRNN) or name.startswith(("gamma", "beta")):
+            yield parameter
 
 
 # A layer of another class: in evaluation for the call alone. Functions of this module, so that

@@ -161,6 +161,8 @@ def _sorted_out(
     layers: dict[str, _NormBase] = {}
     left: dict[str, str] = {}
     for name, layer in model.named_modules():
+        if sites.averages_otherwise(layer):
+            left[name] = f"a {type(layer).__name__}, whose averages stay as training left them"
         if not sites.is_batch_norm(layer):
             continue
         if isinstance(layer, LazyModuleMixin):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeGuard, TypeVar
 
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from livella.nn.moving_average import MovingAverageNorm
+from livella.nn.stack import BatchNormRNN
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -23,14 +24,28 @@ both derive from `_NormBase`) and group norm. LayerNorm works on the last dimens
 def is_batch_norm(module: nn.Module) -> TypeGuard[_NormBase]:
     """Whether it is a batch norm, torch's or ours, with an activation fused in or not.
 
-    Moving average batch norm is none: what it keeps are mean squares, and no means or variances.
+    What `averages_otherwise` is none.
     """
     return isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm)
 
 
+def averages_otherwise(module: nn.Module) -> bool:
+    """Whether it averages over batches without being a batch norm.
+
+    Moving average batch norm keeps mean squares, and no means or variances; a recurrent layer keeps
+    statistics of several products, by time step.
+    """
+    return isinstance(module, MovingAverageNorm | BatchNormRNN)
+
+
 def keeps_averages(module: nn.Module) -> bool:
-    """Whether it averages over batches: a batch norm, or a moving average one."""
-    return is_batch_norm(module) or isinstance(module, MovingAverageNorm)
+    """Whether it averages over batches, as a batch norm or otherwise."""
+    return is_batch_norm(module) or averages_otherwise(module)
+
+
+def in_words(layers: Mapping[str, nn.Module]) -> str:
+    """Name layers with their classes."""
+    return ", ".join(f"{n or 'the model itself'} ({type(m).__name__})" for n, m in layers.items())
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def set_update_policy(model: Model, policy: str, layers: Iterable[str] | None = 
     """
     if policy not in ("torch", "guarded"):
         raise ValueError(f'set_update_policy: expected "torch" or "guarded", got {policy!r}')
-    others = []
+    others = {}
     for name, layer in adopt.named_layers(model, layers).items():
         if adopt.can_be_adopted(layer):
             adopt.change_class(layer, adopt.OURS[type(layer)])
@@ -57,10 +57,10 @@ def set_update_policy(model: Model, policy: str, layers: Iterable[str] | None = 
             keep_class(layer)
             layer.update_policy = policy
         else:
-            others.append(f"{name or 'the model itself'} ({type(layer).__name__})")
+            others[name] = layer
     if others and policy != "torch":
         warnings.warn(
-            f"set_update_policy: left alone, being of another class: {', '.join(others)}; "
+            f"set_update_policy: left alone, being of another class: {sites.in_words(others)}; "
             "they update as before",
             stacklevel=2,
         )
@@ -83,7 +83,7 @@ class Step:
         self, model: nn.Module, holds: Callable[[nn.Module], bool] = sites.keeps_averages
     ) -> None:
         self._before = [
-            (buffer, buffer.detach().clone())
+            (layer, name, buffer, buffer.detach().clone())
             for layer in model.modules()
             if holds(layer)
             for name, buffer in layer.named_buffers(recurse=False)
@@ -93,8 +93,11 @@ class Step:
     @torch.no_grad()
     def take_back(self) -> None:
         """Make running statistics and their counters what they were, bit for bit."""
-        for buffer, value in self._before:
+        for layer, name, buffer, value in self._before:
             buffer.copy_(value)
+            now = layer._buffers[name]
+            if now is not None and now.shape != value.shape:  # it has grown by time steps
+                layer._buffers[name] = buffer
 
 
 @contextmanager
@@ -139,6 +142,8 @@ def pooled_updates(model: nn.Module) -> Iterator[None]:
     torch's rule; synchronized layers merge those of all their processes. Inside the block the model
     runs uncompiled, as a compiled one would not be seen. Call `backward` inside too. After an
     exception nothing is taken in.
+
+    Moving averages and recurrent layers take in each micro-batch as a batch.
 
     Passes without gradients, and repeated ones under activation checkpointing, do not count.
 

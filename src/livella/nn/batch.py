@@ -151,14 +151,15 @@ class _Core(_NormBase):
     def example_weight(self) -> float:
         """α, the share of each example's own moments in evaluation, from 0, none, to 1.
 
-        Where the running statistics μ and σ² normalize in evaluation, an example with mean m and
+        Where the running statistics μ and σ² normalize, an example with mean m and
         biased variance s² in a channel is normalized by the moments of the mixture of both,
         (1 − α)·μ + α·m and (1 − α)·σ² + α·s² + α(1 − α)(m − μ)², as first and second moments are
         averaged: Summers & Dinneen 2020, "Four Things Everyone Should Know to Improve Batch
         Normalization", under "Inference example weighing". It may be set after training; α is
         chosen on validation. With a mask m and s² are of the example's valid elements, and an
         example without any is normalized by μ and σ² alone. On (N, C) inputs m is the value itself
-        and s² zero. Gradients flow through m and s². Default: 0.
+        and s² zero. Gradients flow through m and s². Torch's own tools, which fold or convert batch
+        norms, know nothing of it and drop it. Default: 0.
         """
         return (self._switches or Switches()).example_weight
 

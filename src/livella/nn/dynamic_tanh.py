@@ -39,7 +39,7 @@ class DynamicTanh(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features, self.first_alpha, self.affine = num_features, alpha, affine
-        self.alpha = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         for name in ("weight", "bias"):
             vector = torch.empty(num_features, device=device, dtype=dtype) if affine else None
             self.register_parameter(name, None if vector is None else nn.Parameter(vector))

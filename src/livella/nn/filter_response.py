@@ -31,7 +31,7 @@ class _FilterResponseNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if eps <= 0:
+        if not eps > 0:
             raise ValueError(
                 f"{type(self).__name__}: expected eps above zero, got {eps}; "
                 "the usual value is 1e-6, or 1e-4 where it is learned"
@@ -40,7 +40,7 @@ class _FilterResponseNorm(nn.Module):
         for name, wanted in (("weight", affine), ("bias", affine), ("threshold", thresholded)):
             vector = torch.empty(num_features, device=device, dtype=dtype) if wanted else None
             self.register_parameter(name, None if vector is None else nn.Parameter(vector))
-        self.eps = nn.Parameter(torch.empty((), device=device, dtype=dtype)) if learn_eps else eps
+        self.eps = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if learn_eps else eps
         self.reset_parameters()
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class _FilterResponseNorm(nn.Module):
         return y.to(x.dtype).contiguous(memory_format=functional._memory_format(x))
 
     def _of_maps(self, x: Tensor) -> Tensor:
-        samples, maps = len(x), x.flatten(0, 1).unsqueeze(0)  # each map is a channel
+        samples, maps = x.shape[0], x.flatten(0, 1).unsqueeze(0)  # each map is a channel
         space = list(range(2, x.dim()))
         mean_square = torch.linalg.vector_norm(maps, dim=space).square() / maps[0, 0].numel()
         scale = self._inverse(mean_square).flatten()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from livella import functional, reference
 from livella.checks import Call, check
 from livella.moments import accumulation_dtype, across, at_least, only, spread
+from livella.nn.switched import refuse_repetition
 
 
 class MovingAverageNorm(nn.Module):
@@ -45,7 +46,8 @@ class MovingAverageNorm(nn.Module):
         functional.check_activation(activation)
         if ghost_size is not None:
             functional.check_ghost_size(ghost_size)
-        _check_options(type(self).__name__, eps, window, r_max)
+        _check_options(type(self).__name__, eps, momentum, window, r_max)
+        _check_counts(type(self).__name__, window=window, warm_up=warm_up, r_warm_up=r_warm_up)
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.window, self.warm_up = affine, window, warm_up
@@ -101,6 +103,7 @@ class MovingAverageNorm(nn.Module):
                 x, mean, self.running_square, self.weight, self.bias, eps=self.eps,
                 activation=self.activation, residual=residual, mask=mask,
             )  # fmt: skip
+        refuse_repetition(self)
         dtype = accumulation_dtype(x.dtype)
         valid = None if mask is None else spread(mask, x.shape)
         if residual is not None:  # or what the mask hides would make gradients of NaN
@@ -125,18 +128,25 @@ class MovingAverageNorm(nn.Module):
             self.activation, inverse, count,
             self.gradient_history, self.num_gradients_tracked, self.warm_up,
         )  # fmt: skip
-        return batches.together(y, len(x))
+        return batches.together(y, x.shape[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingAverageNorm:
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._keep_precision(before)
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._keep_precision({})  # assigned, tensors bring their dtype along
+
+    def _keep_precision(self, before: dict[str, Tensor | None]) -> None:
         for name, now in self._buffers.items():
             if now is not None and now.is_floating_point() and now.dtype.itemsize < 4:
                 # In fewer bits small steps round to none.
-                exact = before[name]
+                exact = before.get(name)
                 source = now if exact is None or exact.is_meta else exact
                 self._buffers[name] = source.to(now.device, torch.float32)
-        return self
 
     def _check(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> None:
         if x.dim() not in self.input_dims or x.shape[1] != self.num_features:
@@ -171,16 +181,16 @@ class _Batches(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, ghost_size: int | None) -> _Batches:
-        if ghost_size is None or len(x) <= ghost_size:
-            return cls(len(x), 1)
-        return cls(ghost_size, -(-len(x) // ghost_size))
+        if ghost_size is None or x.shape[0] <= ghost_size:
+            return cls(x.shape[0], 1)
+        return cls(ghost_size, -(-x.shape[0] // ghost_size))
 
     def sizes(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """How many values a channel each has, (batches, 1)."""
         if valid is not None:
             apart = self.apart(valid.long())
             return apart.sum(_over(apart)).unsqueeze(1)
-        left = len(x) - self.size * (self.number - 1)
+        left = x.shape[0] - self.size * (self.number - 1)
         samples = [self.size] * (self.number - 1) + [left]
         each = torch.tensor(samples, device=x.device).unsqueeze(1)
         return each * math.prod(x.shape[2:])
@@ -189,7 +199,7 @@ class _Batches(NamedTuple):
         """(N, C, …) as (size, batches·C, …): each has channels of its own; zeros fill the last."""
         if self.number == 1:
             return x
-        missing = self.number * self.size - len(x)
+        missing = self.number * self.size - x.shape[0]
         whole: Tensor = nn.functional.pad(x, [0, 0] * (x.dim() - 1) + [0, missing])
         parts: Tensor = whole.unflatten(0, (self.number, self.size))
         return parts.transpose(0, 1).flatten(1, 2)
@@ -333,12 +343,22 @@ def _over(x: Tensor) -> list[int]:
     return [d for d in range(x.dim()) if d != 1]
 
 
-def _check_options(kind: str, eps: float, window: int, r_max: float) -> None:
-    if eps <= 0:
+def _check_counts(kind: str, **counts: int) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"{kind}: expected {name} as a number of batches, got {count!r}")
+
+
+def _check_options(kind: str, eps: float, momentum: float, window: int, r_max: float) -> None:
+    if momentum is None or not 0 <= momentum <= 1:
+        raise ValueError(
+            f"{kind}: expected momentum from 0 to 1, got {momentum}; the usual value is 0.02"
+        )
+    if not eps > 0:
         raise ValueError(f"{kind}: expected eps above zero, got {eps}; the usual value is 1e-5")
     if window < 1:
         raise ValueError(f"{kind}: expected a window of one batch or more, got {window}")
-    if r_max < 1:
+    if not r_max >= 1:
         raise ValueError(
             f"{kind}: expected r_max of one or more, got {r_max}; at one there is no correction"
         )
@@ -370,10 +390,10 @@ class MovingAverageBatchNorm2d(MovingAverageNorm):
     whose defaults these are. Averages of a window that is not full are of what there is. All that
     is averaged is in the `state_dict`: training goes on as if it had not been interrupted.
 
-    Every forward pass in training is a batch, one that activation checkpointing repeats too; Ψ_B
-    has the unit of the loss, so a loss scale that changes is felt for a window. No instance of
-    torch's batch norms: `running_square` is no variance, and what treats batch norms specially
-    (`estimate_population`, `freeze`, torch's converters) passes the layer over.
+    Every forward pass in training is a batch; activation checkpoints, which repeat one, are
+    refused. Ψ_B has the unit of the loss, so a loss scale that changes is felt for a window. No
+    instance of torch's batch norms: `running_square` is no variance, and what treats batch norms
+    specially (`estimate_population`, torch's converters) passes the layer over; `freeze` knows it.
 
     Args:
         num_features: C.
@@ -393,8 +413,9 @@ class MovingAverageBatchNorm2d(MovingAverageNorm):
 
     Raises:
         TypeError: a `ghost_size` that is no whole number.
-        ValueError: `eps` not above zero, `window`, `r_max` or `ghost_size` below one, an
-            unknown activation.
+        RuntimeError: at the call, repeated by an activation checkpoint.
+        ValueError: `eps` not above zero, `momentum` not from 0 to 1, a count below zero, `window`,
+            `r_max` or `ghost_size` below one, an unknown activation.
 
     """
 

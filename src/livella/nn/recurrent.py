@@ -43,10 +43,12 @@ class BatchNormLSTM(BatchNormRNN):
 
     Two switches are attributes, as in `BatchNorm2d`: `normalize_by` ("batch", "running" or none for
     torch's rule) and `update_running`. Where running statistics normalize they stay as they are.
-    What works on the batch norms of a model, `livella.freeze`, `estimate_population`,
-    `set_update_policy` and torch's tools alike, passes this layer by, since its statistics are no
-    modules: freeze it by the two switches. Under `DistributedDataParallel` give `max_length`, or
-    the processes' buffers differ in size; statistics are those of each process.
+    `livella.freeze` puts it into evaluation, between whose calls nothing changes, and
+    `livella.step` takes its statistics back. `estimate_population`, `set_update_policy` and
+    `SyncBatchNorm.convert` leave it alone and say so, `accumulate` refuses it, and torch's tools
+    know nothing of it. Where buffers must keep their size, under `DistributedDataParallel`, in
+    averages of the whole model or in an exported training step, give `max_length`; statistics are
+    those of each process.
 
     Args:
         input_size: F, features of the input.

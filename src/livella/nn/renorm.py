@@ -9,6 +9,7 @@ from torch import Tensor
 
 from livella import functional
 from livella.nn.batch import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d, _Core
+from livella.nn.switched import refuse_repetition
 
 
 class _Renorm(_Core):
@@ -59,6 +60,7 @@ class _Renorm(_Core):
         return r_max, d_max
 
     def _beyond(self) -> dict[str, Any]:
+        refuse_repetition(self, guarded=self.update_policy == "guarded")
         return {"limits": self._limits()}
 
     def _limits(self) -> Tensor:
@@ -67,8 +69,8 @@ class _Renorm(_Core):
             # A number is quicker, where there is one to be had: not while a graph is being made.
             real = type(counter) is Tensor and counter.is_cpu and not torch.compiler.is_compiling()
             step = int(counter) if real else counter.double()
-            r = 1 + (self.r_max - 1) * _ramp(step, self.warmup_steps, self.r_max_steps)
-            d = self.d_max * _ramp(step, self.warmup_steps, self.d_max_steps)
+            r = _between(1.0, self.r_max, _ramp(step, self.warmup_steps, self.r_max_steps))
+            d = _between(0.0, self.d_max, _ramp(step, self.warmup_steps, self.d_max_steps))
             if isinstance(r, Tensor):
                 return torch.stack([r, d])
             full = r, d
@@ -112,6 +114,10 @@ class BatchRenorm2d(_Renorm):
     The paper averages σ. Here the running averages are those of batch norm, the unbiased
     variance, so that state dicts are the same; r and d refer to what evaluation uses.
 
+    Activation checkpoints call a layer twice, and r and d would come out otherwise: inside one it
+    raises, but for the reentrant kind with the "guarded" policy (`livella.set_update_policy`),
+    which updates in the second call alone.
+
     No instance of torch's `_BatchNorm`, whose converters would put a plain layer in its place:
     `torch.nn.SyncBatchNorm.convert_sync_batchnorm` leaves it as it is and
     `torch.optim.swa_utils.update_bn` does not refresh its averages; `livella.estimate_population`
@@ -137,6 +143,7 @@ class BatchRenorm2d(_Renorm):
         single_value: as of `BatchNorm2d`. Default: "error".
 
     Raises:
+        RuntimeError: at the call, repeated by an activation checkpoint.
         ValueError: limits out of range, steps below zero, `track_running_stats=False`, an unknown
             activation.
 
@@ -164,7 +171,14 @@ def _ramp(step: int | Tensor, start: int, end: int) -> Any:
     return share.clamp(0, 1) if isinstance(share, Tensor) else min(max(share, 0.0), 1.0)
 
 
+def _between(start: float, end: float, share: Any) -> Any:
+    """Go the share of the way from start to end, which may be infinite."""
+    if isinstance(share, Tensor):
+        return torch.where(share > 0, start + (end - start) * share, start)
+    return start + (end - start) * share if share > 0 else start
+
+
 def _check_schedule(**steps: int) -> None:
     for name, count in steps.items():
-        if count < 0:
-            raise ValueError(f"expected {name} of zero or more, got {count}")
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"expected {name} as a number of steps, got {count!r}")

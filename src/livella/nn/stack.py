@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -96,6 +97,8 @@ class BatchNormRNN(nn.Module):
             )
         if not self.eps > 0:
             raise ValueError(f"{name}: expected eps above zero, got {self.eps}")
+        if self.momentum is not None and not 0 <= self.momentum <= 1:
+            raise ValueError(f"{name}: expected momentum from 0 to 1 or none, got {self.momentum}")
         if self.dropout and self.num_layers == 1:
             warnings.warn(
                 f"{name}: dropout acts between layers, so {self.dropout} does nothing in a single "
@@ -162,7 +165,8 @@ class BatchNormRNN(nn.Module):
         dtype = self._dtype(rows)
         by_batch = self._by_batch(packed)
         states = self._states(state, packed, dtype)
-        with torch.autocast(rows.device.type, enabled=False):
+        kind = rows.device.type
+        with torch.autocast(kind, enabled=False) if _autocasts(rows) else nullcontext():
             rows, last, batches = self._stack(rows.to(dtype), packed, states, by_batch)
         if by_batch and self.training and self.update_running:
             for suffix, batch in batches.items():
@@ -171,9 +175,9 @@ class BatchNormRNN(nn.Module):
 
     def _dtype(self, rows: Tensor) -> torch.dtype:
         """Give the dtype to compute in: that of autocast, where it is on, or of the weights."""
-        own, kind = cast("torch.dtype", self.weight_ih_l0.dtype), rows.device.type
-        if torch.is_autocast_enabled(kind) and own != torch.float64:
-            return torch.get_autocast_dtype(kind)
+        own = cast("torch.dtype", self.weight_ih_l0.dtype)
+        if own != torch.float64 and _autocasts(rows):
+            return torch.get_autocast_dtype(rows.device.type)
         if rows.dtype != own:
             raise ValueError(
                 f"{type(self).__name__}: expected an input in {own}, the dtype of the weights, got "
@@ -334,11 +338,15 @@ class BatchNormRNN(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take over how many steps were seen in training, before torch compares shapes."""
-        if self.statistics == "per_step" and self.max_length is None:
-            for name, buffer in list(self.named_buffers(recurse=False)):
-                saved = state_dict.get(prefix + name)
-                if isinstance(saved, Tensor) and saved.shape[1:] == buffer.shape[1:]:
-                    setattr(self, name, buffer.new_empty(saved.shape))
+        buffers = dict(self.named_buffers(recurse=False))
+        saved = [state_dict.get(prefix + name) for name in buffers]
+        pairs = list(zip(saved, buffers.values(), strict=True))
+        fit = all(isinstance(s, Tensor) and s.shape[1:] == b.shape[1:] for s, b in pairs)
+        if self.statistics == "per_step" and self.max_length is None and fit:
+            steps = {len(s) for s in saved if s is not None}
+            if len(steps) == 1 and 0 not in steps:  # else torch says what does not fit
+                for name, buffer in buffers.items():
+                    setattr(self, name, buffer.new_empty((*steps, *buffer.shape[1:])))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
@@ -352,3 +360,8 @@ class BatchNormRNN(nn.Module):
             f"{name}={getattr(self, name)}" for name in usual if getattr(self, name) != usual[name]
         )
         return ", ".join([str(self.input_size), str(self.hidden_size), *moved])
+
+
+def _autocasts(rows: Tensor) -> bool:
+    kind = rows.device.type  # "meta" has no autocast, and asking raises
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

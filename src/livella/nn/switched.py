@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella import functional
@@ -107,7 +107,7 @@ def _by_averages(
     mean, var = layer.running_mean, layer.running_var
     assert mean is not None, "asked in _by_batch"
     assert var is not None
-    if switches.example_weight and not layer.training:
+    if switches.example_weight:
         return example.batch_norm(x, mean, var, share=switches.example_weight, **given)
     if updates:  # copies for the gradient, which needs them as they stood before
         mean, var = mean.clone(), var.clone()
@@ -274,6 +274,26 @@ def checkpoint_frame() -> str | None:
             return name
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def refuse_repetition(layer: nn.Module, *, guarded: bool = False) -> None:
+    """Raise where an activation checkpoint repeats a call by averages that have moved on since.
+
+    Only the reentrant kind leaves those of a guarded layer alone in the first pass.
+
+    Raises:
+        RuntimeError: the gradient would not be that of what was computed in the first pass.
+
+    """
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return
+    frame = checkpoint_frame()
+    if frame == "unpack_hook" or (frame == "backward" and not guarded):
+        raise RuntimeError(
+            f"{type(layer).__name__}: an activation checkpoint calls it again, and what it does "
+            "depends on averages that the first call has moved, so that the gradient would be "
+            "wrong; leave the layer out of the checkpoint"
+        )
 
 
 _CHECKPOINT = ("forward", "backward", "unpack_hook")

@@ -27,6 +27,8 @@ from livella.nn.batch import (
     _Plain,
     _signature,
 )
+from livella.nn.moving_average import MovingAverageNorm
+from livella.nn.stack import BatchNormRNN
 
 Model = TypeVar("Model", bound=nn.Module)
 Group = dist.ProcessGroup | None
@@ -126,15 +128,16 @@ class _Synchronized(_Core):
             The model.
 
         Warns:
-            UserWarning: names batch norms of other classes, which would lose what they are; they
-                stay as they are.
+            UserWarning: names layers of other classes that have statistics of batches, such as
+                moving averages or a recurrent layer; they stay as they are, and their statistics
+                those of each process.
 
         """
         others = []
         for name, layer in model.named_modules():
             kind = _SYNCHRONIZED.get(type(layer))
             if kind is None:
-                if isinstance(layer, _BatchNorm | _Core) and not isinstance(layer, _Synchronized):
+                if isinstance(layer, _OTHERS) and not isinstance(layer, _Synchronized):
                     others.append(f"{name or 'the model itself'} ({type(layer).__name__})")
                 continue
             vars(layer)["_livella_converted_from"] = type(layer)
@@ -142,7 +145,7 @@ class _Synchronized(_Core):
             former = vars(layer).get("process_group")
             object.__setattr__(layer, "__class__", kind)
             vars(layer)["process_group"] = process_group if process_group is not None else former
-        _name("convert", others, "put livella.nn.SyncBatchNorm in their place")
+        _name("convert", others, "each process keeps statistics of its own there")
         return model
 
     @classmethod
@@ -230,6 +233,7 @@ _SYNCHRONIZED: dict[type[nn.Module], type[nn.Module]] = {
     **dict.fromkeys((nn.SyncBatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d), SyncBatchNorm),
     **dict.fromkeys((BatchNormAct1d, BatchNormAct2d, BatchNormAct3d), SyncBatchNormAct),
 }
+_OTHERS = (_BatchNorm, _Core, MovingAverageNorm, BatchNormRNN)
 _DIMS = {
     **dict.fromkeys((nn.BatchNorm1d, BatchNorm1d, BatchNormAct1d), BatchNorm1d.input_dims),
     **dict.fromkeys((nn.BatchNorm2d, BatchNorm2d, BatchNormAct2d), BatchNorm2d.input_dims),

@@ -9,7 +9,8 @@ computed again, as `cells` defines it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ class LSTM(torch.autograd.Function):
         saved, sizes = ctx.saved_tensors, list(hidden.sizes)
         (h, c, *given, rows), kept = saved[:7], saved[7:]
         if torch.is_grad_enabled():
-            plain = cells.LSTM(hidden.again(), cell.again(), *given)
+            plain = partial(cells.LSTM, hidden.again(), cell.again())
             inputs = kept[-len(sizes) :]
             return None, None, *_again(ctx, plain, (h, c), given, inputs, (drows, dh, dc))
         weight, gamma_hidden, gamma_cell, beta_cell = given
@@ -152,7 +153,7 @@ class GRU(torch.autograd.Function):
         saved, sizes = ctx.saved_tensors, list(hidden.sizes)
         (h, *given, rows), kept = saved[:5], saved[5:]
         if torch.is_grad_enabled():
-            plain = cells.GRU(hidden.again(), *given)
+            plain = partial(cells.GRU, hidden.again())
             return None, *_again(ctx, plain, (h,), given, kept[-len(sizes) :], (drows, dh))
         weight, bias, gamma_hidden = given
         dh, sums, douts = dh.clone(), [], drows.split(sizes)
@@ -231,15 +232,19 @@ def _total(each_step: Sequence[Tensor]) -> Tensor:
 
 def _again(
     ctx: Any,
-    plain: Cell,
+    plain: Callable[..., Cell],
     state: State,
     given: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
     gradients: tuple[Tensor, ...],
 ) -> Gradients:
     """Give the gradients as functions of everything, by running the steps as they are defined."""
-    rows, last = unroll(plain.step, inputs, [len(x) for x in inputs], state)
-    of = (*state, *given, *inputs)
+    # Of aliases: one of the originals may have made another, and that is no business of this call.
+    of = [None if x is None else x.view_as(x) for x in (*state, *given, *inputs)]
+    of_state, of_given = of[: len(state)], of[len(state) : -len(inputs)]
+    steps: Any = of[-len(inputs) :]
+    start: Any = tuple(of_state)
+    rows, last = unroll(plain(*of_given).step, steps, [len(x) for x in inputs], start)
     needed = ctx.needs_input_grad[-len(of) :]
     wanted = [x for x, asked in zip(of, needed, strict=True) if asked and x is not None]
     reached = [(y, dy) for y, dy in zip((rows, *last), gradients, strict=True) if y.requires_grad]

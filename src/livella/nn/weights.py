@@ -117,6 +117,8 @@ def restore_weights(model: Model) -> Model:
             )
     for layer in changed.values():
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        # The weight comes back last; an optimizer's saved state goes by the order.
+        layer._parameters["bias"] = layer._parameters.pop("bias", None)
     return model
 
 
