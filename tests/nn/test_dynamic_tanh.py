@@ -51,7 +51,7 @@ def test_gradients_of_first_and_second_order():
 
 def test_where_it_starts_and_resetting():
     layer = DynamicTanh(3)
-    assert layer.alpha.shape == ()
+    assert layer.alpha.shape == (1,)
     assert layer.alpha.item() == 0.5
     assert_close(layer(torch.tensor([[1.0, 0, -1]])), torch.tensor([[0.5, 0, -0.5]]).tanh())
     changed = copy.deepcopy(layer)
