@@ -58,7 +58,9 @@ def assert_same(plain, fast, *args, **kwargs):
         got = history(fast.train(training), *args, **kwargs)
         wanted = history(plain.train(training), *args, **kwargs)
         assert type(got[0]) is type(wanted[0])
-        assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+        # What cancels to nothing leaves the rounding of what it was made of.
+        largest = max((float(v.detach().abs().max()) for v in tensors_in(wanted)), default=1.0)
+        assert_close(got, wanted, rtol=1e-10, atol=1e-11 * max(largest, 10.0))
 
 
 def accelerated(model):
