@@ -26,6 +26,7 @@ ROUND = 8
 one more for every eight read. One process alone begins by looking after each batch."""
 Calls = tuple[Site, ...]
 Records = dict[Site, Record]
+Settle = Callable[[LayerEstimate], tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -50,6 +51,11 @@ class Estimator:
     tolerance: float | None
     group: dist.ProcessGroup | None
     progress: bool | None
+    settle: Settle
+    """From what a layer's calls were given to what it normalizes by afterwards."""
+    caller: str
+    alone: bool = False
+    """Whether other processes have nothing to do with it."""
     passes: int = 0
     patterns: dict[Calls, Dependencies] = field(default_factory=dict)
     """The sequences of calls met so far, each with what depends on what in it."""
@@ -100,7 +106,7 @@ class Estimator:
         for report in self._agree(own):
             self.patterns |= report.patterns
         if not self.patterns:
-            raise ValueError("estimate_population: got no batches; pass a loader that yields some")
+            raise ValueError(f"{self.caller}: got no batches; pass a loader that yields some")
 
     def _observed(self, batch: Any) -> dict[Calls, Dependencies]:
         batch = feeding.to_device(batch, feeding.device_of(self.model))
@@ -137,16 +143,13 @@ class Estimator:
 
     def _of(self, records: Records, together: list[Site]) -> Statistics:
         name = together[0][0]
-        estimate = LayerEstimate(name, self.layers[name], tuple(records[site] for site in together))
         mean, variance = self._own(together[0])
         assert isinstance(mean, Tensor), "only layers with averages are measured"
-        if int(torch.as_tensor(estimate.moments.count).min()) < 2:
-            raise ValueError(
-                f"layer {name!r} met fewer than two values a channel in all, whose variance is "
-                "undefined; pass more data"
-            )
         assert isinstance(variance, Tensor)
-        return estimate.mean.to(mean), estimate.variance.to(variance)
+        found = self.settle(
+            LayerEstimate(name, self.layers[name], tuple(records[site] for site in together))
+        )
+        return found[0].to(mean), found[1].to(variance)
 
     def _own(self, site: Site) -> Statistics:
         return self._originals[site[0]]
@@ -242,7 +245,7 @@ class Estimator:
 
     def _estimates(self, records: Records) -> dict[str, LayerEstimate]:
         if not records:
-            raise ValueError("estimate_population: no batch reached a batch norm to measure")
+            raise ValueError(f"{self.caller}: no batch reached a batch norm to measure")
         estimates = {}
         for name, layer in self.layers.items():
             calls = sorted(site for site in records if site[0] == name)
@@ -254,7 +257,7 @@ class Estimator:
     # Other processes
 
     def _world(self) -> int:
-        if not (dist.is_available() and dist.is_initialized()):
+        if self.alone or not (dist.is_available() and dist.is_initialized()):
             return 1
         return dist.get_world_size(self.group)
 
@@ -267,7 +270,7 @@ class Estimator:
         dist.all_gather_object(reports, own, group=self.group)
         for rank, report in enumerate(reports):
             if report.error and not own.error:
-                raise RuntimeError(f"estimate_population: rank {rank} failed: {report.error}")
+                raise RuntimeError(f"{self.caller}: rank {rank} failed: {report.error}")
         return reports
 
     def _merged(self, reports: list[Report]) -> Records:
@@ -282,7 +285,7 @@ class Estimator:
         shown = sys.stderr.isatty() if self.progress is None else self.progress
         first = self._world() == 1 or dist.get_rank(self.group) == 0
         total = len(self.batches) if isinstance(self.batches, Sized) else None
-        return _Bar(shown and first, total)
+        return _Bar(self.caller, shown and first, total)
 
 
 SAMPLES_AT_LEAST = 64
@@ -293,7 +296,8 @@ BATCHES_AT_LEAST = 8
 class _Bar:
     """A progress bar with one line a pass, or nothing."""
 
-    def __init__(self, shown: bool, total: int | None) -> None:
+    def __init__(self, what: str, shown: bool, total: int | None) -> None:
+        self._what = what
         self._progress = Progress(console=Console(stderr=True), disable=not shown, transient=True)
         self._total = total
         self._task: Any = None
@@ -308,7 +312,7 @@ class _Bar:
     def begin(self, what: str) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(f"population statistics, {what}", total=self._total)
+        self._task = self._progress.add_task(f"{self._what}, {what}", total=self._total)
 
     def advance(self) -> None:
         self._progress.advance(self._task)

@@ -6,15 +6,13 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch import Tensor, nn
 
-from livella.model import feeding, sites
-from livella.model.estimate import PopulationEstimate
+from livella.model import feeding, measurable
+from livella.model.estimate import LayerEstimate, PopulationEstimate
 from livella.model.feeding import Forward
-from livella.model.freeze import is_frozen
 from livella.model.passes import Estimator
 
 METHODS = ("sequential", "single_pass")
@@ -96,9 +94,18 @@ def estimate_population(
     """
     _check(batches, method, samples, tolerance)
     model = feeding.unwrap(model)
-    layers, left = _choose(model, include_frozen)
+    layers, left = measurable.choose(model, include_frozen, "estimate_population")
     estimator = Estimator(
-        model, layers, batches, forward or feeding.feed, samples, tolerance, group, progress
+        model,
+        layers,
+        batches,
+        forward or feeding.feed,
+        samples,
+        tolerance,
+        group,
+        progress,
+        settle=_of_population,
+        caller="estimate_population",
     )
     measured = estimator.sequential() if method == "sequential" else estimator.single_pass()
     left |= {name: "no batch reached it" for name in layers if name not in measured}
@@ -118,7 +125,7 @@ def update_bn(
     it does nothing. What can be read only once is measured in a single pass. `device` has no use:
     batches are moved to where the model lies.
     """
-    if _sorted_out(feeding.unwrap(model), include_frozen=False)[0]:
+    if measurable.sorted_out(feeding.unwrap(model), include_frozen=False)[0]:
         method = "single_pass" if isinstance(loader, Iterator) else "sequential"
         estimate_population(model, loader, method=method).apply()
 
@@ -142,46 +149,14 @@ def _check(
         )
 
 
-def _choose(model: nn.Module, include_frozen: bool) -> tuple[dict[str, _NormBase], dict[str, str]]:
-    """The batch norms to measure, one at least, and the others."""
-    layers, left = _sorted_out(model, include_frozen)
-    if not layers:
-        why = "; ".join(f"{name}: {reason}" for name, reason in left.items())
+def _of_population(estimate: LayerEstimate) -> tuple[Tensor, Tensor]:
+    """Give mean and unbiased variance of all that a layer was given."""
+    if int(torch.as_tensor(estimate.moments.count).min()) < 2:
         raise ValueError(
-            f"estimate_population: expected a model with batch norms to measure, got "
-            f"{type(model).__name__} ({why or 'none in it'})"
+            f"layer {estimate.name!r} met fewer than two values a channel in all, whose variance "
+            "is undefined; pass more data"
         )
-    return layers, left
-
-
-def _sorted_out(
-    model: nn.Module, include_frozen: bool
-) -> tuple[dict[str, _NormBase], dict[str, str]]:
-    """The batch norms to measure, by name, and the others, with the reason."""
-    layers: dict[str, _NormBase] = {}
-    left: dict[str, str] = {}
-    for name, layer in model.named_modules():
-        if sites.averages_otherwise(layer):
-            left[name] = f"a {type(layer).__name__}, whose averages stay as training left them"
-        if not sites.is_batch_norm(layer):
-            continue
-        if isinstance(layer, LazyModuleMixin):
-            raise ValueError(  # noqa: TRY004  its state is wrong, not its type
-                f"layer {name!r} is lazy and has no parameters yet; call the model once first"
-            )
-        if layer.running_mean is None or layer.running_var is None:
-            left[name] = "it keeps no running statistics and normalizes by the batch in use too"
-        elif not include_frozen and _frozen(model, layer):
-            left[name] = "frozen"
-        else:
-            layers[name] = layer
-    return layers, left
-
-
-def _frozen(model: nn.Module, layer: nn.Module) -> bool:
-    """Whether by `livella.freeze`, a switch, or evaluation mode in a model that trains."""
-    by_switch = getattr(layer, "normalize_by", None) == "running"
-    return is_frozen(layer) or by_switch or (model.training and not layer.training)
+    return estimate.mean, estimate.variance
 
 
 def _warn(estimate: PopulationEstimate, early: bool) -> None:
