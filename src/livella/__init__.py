@@ -4,6 +4,8 @@ from livella import functional as functional
 from livella import nn as nn
 from livella.model.accelerate import accelerate as accelerate
 from livella.model.accumulate import accumulate as accumulate
+from livella.model.adapt import adapt as adapt
+from livella.model.adaptation import Adaptation as Adaptation
 from livella.model.estimate import PopulationEstimate as PopulationEstimate
 from livella.model.freeze import freeze as freeze
 from livella.model.freeze import is_frozen as is_frozen

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
+from livella.model.kept import Kept
 from livella.model.measure import Record
 from livella.model.scatter import Interval, intervals
 from livella.moments import Moments
@@ -149,7 +149,7 @@ class PopulationEstimate:
     left: Mapping[str, str]
     method: str
     passes: int
-    _before: list[tuple[Tensor, Tensor]] | None = None
+    _before: Kept | None = None
 
     def apply(self) -> PopulationEstimate:
         """Write mean and unbiased variance into the running averages, in place: all or none.
@@ -162,12 +162,12 @@ class PopulationEstimate:
         """
         if self._before is None:
             targets = [buffer for layer in self.layers.values() for buffer in _averages(layer)]
-            before = [(buffer, buffer.detach().clone()) for buffer in targets]
+            before = Kept.of(targets)
             try:
                 for estimate in self.layers.values():
                     estimate.moments.store_in(estimate.layer)
             except BaseException:
-                _restore(before)
+                before.put_back()
                 raise
             self._before = before
         return self
@@ -175,7 +175,7 @@ class PopulationEstimate:
     def revert(self) -> PopulationEstimate:
         """Put back what was there before `apply`, bit for bit; without one it does nothing."""
         if self._before is not None:
-            _restore(self._before)
+            self._before.put_back()
             self._before = None
         return self
 
@@ -208,9 +208,3 @@ def _averages(estimate: LayerEstimate) -> tuple[Tensor, Tensor]:
     assert mean is not None, "only layers with averages are measured"
     assert var is not None
     return mean, var
-
-
-@torch.no_grad()
-def _restore(before: list[tuple[Tensor, Tensor]]) -> None:
-    for buffer, value in before:
-        buffer.copy_(value)

@@ -62,6 +62,28 @@ def feed(model: nn.Module, batch: Any) -> object:
     return model(batch)
 
 
+def logits_in(output: object) -> Tensor:
+    """Find the class scores, (N, K) or (N, K, ...), in what a model gives.
+
+    A tensor, or the entry or attribute "logits", or the first tensor of floating point.
+
+    Raises:
+        TypeError: there is none.
+
+    """
+    named = output.get("logits") if isinstance(output, Mapping) else None
+    found = named if isinstance(named, Tensor) else getattr(output, "logits", None)
+    candidates = [found] if isinstance(found, Tensor) else list(tensors_in(output))
+    for tensor in candidates:
+        if tensor.is_floating_point() and tensor.dim() >= 2:
+            return tensor
+    raise TypeError(
+        f"expected class scores of shape (N, K) in the model's output, got "
+        f"{type(output).__name__}{[tuple(tensor.shape) for tensor in candidates]}; say where they "
+        "are with logits=, for example logits=lambda output: output.scores"
+    )
+
+
 def samples_in(batch: Any) -> int:
     """Count the samples: the length of the first tensor that has one; one where there is none."""
     return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim() > 0), 1)

@@ -97,6 +97,8 @@ class Pass:
         statistics: what a layer is to normalize by in a call; asked after the call was measured.
         wanted: the calls to measure; none for all.
         enough: whether a forward pass that made these calls so far has nothing more to give.
+        centres: values near the mean of a layer's input, by name, where they are known; (C,),
+            float64. Otherwise the first batch is looked at twice.
 
     """
 
@@ -105,6 +107,7 @@ class Pass:
     statistics: Callable[[Site, int], Statistics]
     wanted: Collection[Site] | None = None
     enough: Callable[[tuple[Site, ...]], bool] = lambda _calls: False
+    centres: Mapping[str, Tensor] = field(default_factory=dict)
     records: dict[Site, Record] = field(default_factory=dict)
     calls: tuple[Site, ...] = ()
     """Those of the forward pass at hand, in order."""
@@ -159,6 +162,8 @@ class Pass:
                     vars(module)[name] = value
 
     def _hook(self, name: str) -> Callable[..., None]:
+        averages = self.layers[name]._buffers["running_mean"]
+
         @looks_on
         def look(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             if self.paused:
@@ -167,6 +172,11 @@ class Pass:
             self.calls = (*self.calls, site)
             x: Tensor = args[0] if args else named["input"]
             mask = named.get("mask")
+            if averages is not None and (x.dim() < 2 or x.shape[1] != len(averages)):
+                raise ValueError(
+                    f"layer {name!r} ({type(layer).__name__}): expected an input of shape "
+                    f"(N, {len(averages)}, ...), got {tuple(x.shape)}; look at the batch"
+                )
             if self.wanted is None or site in self.wanted:
                 self._record(site, layer, x, mask)
                 if self.enough(self.calls):
@@ -182,7 +192,8 @@ class Pass:
         if not len(x):
             return
         if site not in self.records:
-            self.records[site] = Record(Moments.empty(x.shape[1], x.device))
+            empty = Moments.empty(x.shape[1], x.device)
+            self.records[site] = Record(empty, centre=self.centres.get(site[0]))
         self.met = self.records[site].add(x, mask)
         if not math.isfinite(float(self.met[1:3].sum())):
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,8 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -20,6 +17,7 @@ from livella.model.estimate import LayerEstimate
 from livella.model.feeding import Forward
 from livella.model.levels import Dependencies, Site, circles_of, levels, observe, pooled
 from livella.model.measure import Pass, Record, Statistics
+from livella.model.progress import Bar
 
 ROUND = 8
 """Batches between two looks of all processes at whether the tolerance is met, at the start; later
@@ -166,7 +164,7 @@ class Estimator:
         what: str,
         statistics: Callable[[Pass, Site, int], Statistics],
         wanted: set[Site] | None,
-        bar: _Bar,
+        bar: Bar,
     ) -> Records:
         self.passes += 1
         bar.begin(what)
@@ -207,7 +205,7 @@ class Estimator:
                 reading.paused = False
         return read
 
-    def _limited(self, bar: _Bar) -> Iterator[Any]:
+    def _limited(self, bar: Bar) -> Iterator[Any]:
         limit = None if self.samples is None else -(-self.samples // self._world())
         seen, device = 0, feeding.device_of(self.model)
         for batch in self.batches:
@@ -281,41 +279,15 @@ class Estimator:
                 merged[site] = merged[site].merge(record) if site in merged else record
         return merged
 
-    def _bar(self) -> _Bar:
-        shown = sys.stderr.isatty() if self.progress is None else self.progress
+    def _bar(self) -> Bar:
         first = self._world() == 1 or dist.get_rank(self.group) == 0
         total = len(self.batches) if isinstance(self.batches, Sized) else None
-        return _Bar(self.caller, shown and first, total)
+        return Bar(self.caller, self.progress if first else False, total)
 
 
 SAMPLES_AT_LEAST = 64
 BATCHES_AT_LEAST = 8
 """Before which a tolerance is not believed: intervals of few samples are intervals of luck."""
-
-
-class _Bar:
-    """A progress bar with one line a pass, or nothing."""
-
-    def __init__(self, what: str, shown: bool, total: int | None) -> None:
-        self._what = what
-        self._progress = Progress(console=Console(stderr=True), disable=not shown, transient=True)
-        self._total = total
-        self._task: Any = None
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self._progress.stop()
-
-    def begin(self, what: str) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(f"{self._what}, {what}", total=self._total)
-
-    def advance(self) -> None:
-        self._progress.advance(self._task)
 
 
 def _unchanged(_site: Site, _values: int) -> Statistics:
