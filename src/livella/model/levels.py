@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from livella.model.sites import looks_on
+from livella.model import sites
 
 Site = tuple[str, int]
 """One call of a layer: its name, and which of its calls in a pass, from zero."""
@@ -50,17 +50,20 @@ def observe(
 
 
 def _hooks(name: str, layer: nn.Module, watch: _Watch, calls: Dependencies) -> Iterator[Any]:
-    made = [0]
+    made, features = [0], sites.channels(layer)
 
-    @looks_on
-    def before(_layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    @sites.looks_on
+    def before(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = args[0] if args else named.get("input")
+        if isinstance(x, Tensor):
+            sites.check_channels(name, layer, x, features)
         site = (name, made[0])
         made[0] += 1
         met = (args, named.get("input"), named.get("mask"))  # what is added later is not measured
         calls[site] = watch.of(met) | watch.everywhere
         watch.so_far |= {site}
 
-    @looks_on
+    @sites.looks_on
     def after(_layer: nn.Module, _args: Any, output: Any) -> None:
         watch.add(output, frozenset({(name, made[0] - 1)}))
 

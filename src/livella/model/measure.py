@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from livella.functional import contributions
+from livella.model import sites
 from livella.model.levels import Site
 from livella.model.scatter import Scatter
-from livella.model.sites import looks_on
 from livella.moments import Moments
 
 Statistics = tuple[Tensor | None, Tensor | None]
@@ -162,9 +162,9 @@ class Pass:
                     vars(module)[name] = value
 
     def _hook(self, name: str) -> Callable[..., None]:
-        averages = self.layers[name]._buffers["running_mean"]
+        features = sites.channels(self.layers[name])
 
-        @looks_on
+        @sites.looks_on
         def look(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             if self.paused:
                 return
@@ -172,11 +172,7 @@ class Pass:
             self.calls = (*self.calls, site)
             x: Tensor = args[0] if args else named["input"]
             mask = named.get("mask")
-            if averages is not None and (x.dim() < 2 or x.shape[1] != len(averages)):
-                raise ValueError(
-                    f"layer {name!r} ({type(layer).__name__}): expected an input of shape "
-                    f"(N, {len(averages)}, ...), got {tuple(x.shape)}; look at the batch"
-                )
+            sites.check_channels(name, layer, x, features)
             if self.wanted is None or site in self.wanted:
                 self._record(site, layer, x, mask)
                 if self.enough(self.calls):

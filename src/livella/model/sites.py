@@ -89,6 +89,26 @@ def find(model: nn.Module, sample: Tensor) -> tuple[Site, ...]:
     return tuple(met.values())
 
 
+def channels(layer: nn.Module) -> int | None:
+    """Count the channels of a layer by what it keeps: pruned ones may say otherwise."""
+    averages = layer._buffers.get("running_mean")
+    return None if averages is None else len(averages)
+
+
+def check_channels(name: str, layer: nn.Module, x: Tensor, features: int | None) -> None:
+    """Refuse an input of another number of channels, in the name of the layer.
+
+    Raises:
+        ValueError: it has.
+
+    """
+    if features is not None and (x.dim() < 2 or x.shape[1] != features):
+        raise ValueError(
+            f"layer {name!r} ({type(layer).__name__}): expected an input of shape "
+            f"(N, {features}, ...), got {tuple(x.shape)}; look at the batch"
+        )
+
+
 def looks_on(hook: Hook) -> Hook:
     """Mark a hook that needs nothing but the input of a call, so that its layer may stay fused."""
     hook.looks_on = True  # type: ignore[attr-defined]

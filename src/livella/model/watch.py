@@ -104,8 +104,8 @@ class Watch:
             excess = record.scatter.excess(record.moments)
             if excess > 1:
                 return (
-                    f"batches differ {excess:.2g} times more than chance allows (layer "
-                    f"{site[0]!r}): the stream is correlated; shuffle it or take larger batches"
+                    f"correlated: batches differ {excess:.2g} times more than chance allows (first "
+                    f"in layer {site[0]!r}), in time or by class; shuffle them, or adapt to a set"
                 )
         return None
 
@@ -134,7 +134,7 @@ class Watch:
         if int(adapted.sum()) < ENOUGH or unevenness(adapted) - unevenness(source) <= COLLAPSE:
             return None
         share = float(adapted.max() / adapted.sum())
-        return f"predictions collapse: {share:.0%} are class {int(adapted.argmax())} once adapted"
+        return f"collapse: {share:.0%} of the predictions are class {int(adapted.argmax())} once adapted"
 
     def _records(self) -> dict[Site, Record]:
         """What each call met in the whole window."""
