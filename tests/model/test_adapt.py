@@ -323,7 +323,7 @@ def test_a_stream_sorted_by_class_is_declined_and_costs_nothing(trained):
 def test_a_true_shift_keeps_its_gain(trained):
     model, x, y = trained
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    x, y = 0.25 * x[order] + 0.5, y[order]
+    x, y = x[order] + 0.5, y[order]
     source = float((model(x).argmax(1) == y).float().mean())
     guarded, refusals = followed(model, x, y)
     unguarded, _ = followed(model, x, y, guard=False)
@@ -358,7 +358,7 @@ def test_it_adapts_again_when_the_stream_is_mixed(trained):
     with pytest.warns(UserWarning, match="few classes"):
         adaptation = livella.adapt(model, list(ones.split(32)), decay=0.9, progress=False)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    for batch in (0.25 * x[order] + 0.5).split(32):
+    for batch in (x[order] + 0.5).split(32):
         adaptation.update(batch)
     assert adaptation.declined is None
     assert adaptation.samples > 0

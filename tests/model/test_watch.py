@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from livella.functional import contributions
 from livella.model.measure import Record
 from livella.model.watch import ENOUGH, WINDOW, Look, Watch, unevenness, votes_of
 from livella.moments import Moments
@@ -112,11 +111,12 @@ def test_predictions_that_collapse_are_declined_and_those_that_were_collapsed_pa
     assert seen.objection(in_order=True) is None
 
 
-def test_a_mutation_of_the_record_would_show():
-    """The records are those of `contributions`: the offset of a shift of one σ is one."""
-    x = torch.ones(40, 3)
-    part = contributions(x, torch.zeros(3, dtype=torch.float64))
-    assert part[1].tolist() == [1, 1, 1]
+def test_the_divergence_is_that_of_normal_distributions():
+    p, q = torch.distributions.Normal(2.0, 3.0), torch.distributions.Normal(0.0, 1.0)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 3, generator=g, dtype=torch.float64)
+    x = 2 + 3 * (x - x.mean(0)) / x.std(0, correction=0)
     seen = watch()
-    seen.see(look([40, 0], x))
-    assert seen._offset(("bn", 0), seen._records()[("bn", 0)].moments) == pytest.approx(1, abs=1e-4)
+    seen.see(look([4000, 0], x.float()))
+    wanted = float(torch.distributions.kl_divergence(p, q))
+    assert seen.divergence() == pytest.approx(wanted, rel=1e-3)

@@ -11,6 +11,7 @@ what it knows; and, in the adapted one, predictions that collapse.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,10 +28,10 @@ ENOUGH = 32
 """Samples before which nothing is judged."""
 WINDOW = 256
 """Samples to judge by, the last ones."""
-FEW = 0.5
-"""Unevenness of predictions from which they are of few classes: that of 3 classes in 10."""
-KNOWN = 0.16
-"""Mean squared offset of a layer's means, in σ², up to which a few classes explain it."""
+FEW = 0.45
+"""Unevenness of predictions from which they are of few classes: that of 3 or 4 classes in 10."""
+KNOWN = 0.1
+"""Divergence from training, in nats, median over the layers, that a few classes may make."""
 COLLAPSE = 0.5
 """How much more uneven than the source model's predictions the adapted ones may become."""
 
@@ -58,13 +59,13 @@ class Watch:
     """The last looks at a stream, and what follows from them.
 
     Attributes:
-        source: mean and σ² + ε per layer, as the source model has them.
+        source: mean, variance and ε per layer, as the source model has them.
         looks: those in the window, the last one last.
         window: samples to judge by; all of them where it is None.
 
     """
 
-    source: Mapping[str, tuple[Tensor, Tensor]]
+    source: Mapping[str, tuple[Tensor, Tensor, float]]
     looks: deque[Look] = field(default_factory=deque)
     window: int | None = WINDOW
 
@@ -115,14 +116,13 @@ class Watch:
         uneven = unevenness(votes)
         if uneven <= FEW:
             return None
-        furthest = max(self._offset(site, r.moments) for site, r in self._records().items())
-        if furthest > KNOWN:
+        if self.divergence() > KNOWN:
             return None
         share, top = float(votes.max() / votes.sum()), int(votes.argmax())
         return (
-            f"few classes: {share:.0%} of the predictions are class {top}, though no layer meets "
-            f"means further than {math.sqrt(furthest):.2g} σ from those of training; these data "
-            "are a part of what the model knows, not a shift"
+            f"few classes: {share:.0%} of the predictions are class {top}, though what the layers "
+            f"meet differs little from training ({self.divergence():.2g} nats); these data seem a "
+            "part of what the model knows, not a shift"
         )
 
     def collapse(self) -> str | None:
@@ -134,7 +134,8 @@ class Watch:
         if int(adapted.sum()) < ENOUGH or unevenness(adapted) - unevenness(source) <= COLLAPSE:
             return None
         share = float(adapted.max() / adapted.sum())
-        return f"collapse: {share:.0%} of the predictions are class {int(adapted.argmax())} once adapted"
+        top = int(adapted.argmax())
+        return f"collapse: {share:.0%} of the predictions are class {top} once adapted"
 
     def _records(self) -> dict[Site, Record]:
         """What each call met in the whole window."""
@@ -144,10 +145,21 @@ class Watch:
                 merged[site] = merged[site].merge(record) if site in merged else record
         return merged
 
-    def _offset(self, site: Site, moments: Moments) -> float:
-        """Mean over the channels of (μ − μ_source)²/(σ² + ε), in the layer of this call."""
-        mean, variance = self.source[site[0]]
-        return float(((moments.mean - mean).square() / variance).mean())
+    def divergence(self) -> float:
+        """How far what the layers meet is from training: the median over their calls, in nats.
+
+        Of each call the median over the channels of ½(r − 1 − ln r + δ²), the divergence between
+        normal distributions, with r = (σ² + ε)/(σₛ² + ε) and δ² = (μ − μₛ)²/(σₛ² + ε).
+        """
+        each = [self._divergence(site, r.moments) for site, r in self._records().items()]
+        return statistics.median(each)
+
+    def _divergence(self, site: Site, moments: Moments) -> float:
+        mean, variance, eps = self.source[site[0]]
+        seen = variance + eps
+        ratio = (moments.variance(unbiased=False) + eps) / seen
+        delta = (moments.mean - mean).square() / seen
+        return float((ratio - 1 - ratio.log() + delta).median()) / 2
 
 
 def votes_of(scores: Tensor) -> Tensor:
@@ -168,7 +180,7 @@ def unevenness(votes: Tensor) -> float:
     return 1 - float(-(shares * shares.log()).sum()) / math.log(most)
 
 
-def _averages(layer: _NormBase) -> tuple[Tensor, Tensor]:
+def _averages(layer: _NormBase) -> tuple[Tensor, Tensor, float]:
     assert layer.running_mean is not None, "only layers with averages are adapted"
     assert layer.running_var is not None
-    return layer.running_mean.double().clone(), layer.running_var.double().clone() + layer.eps
+    return layer.running_mean.double().clone(), layer.running_var.double().clone(), layer.eps
