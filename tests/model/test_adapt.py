@@ -14,6 +14,7 @@ from torch import nn
 import livella
 from tests.model.populations import MEASURED, data, hard, truth
 from tests.model.test_population import assert_untouched, state
+from tests.pretrained import mobilenet_v2, needs_mobilenet, photos
 
 
 def adapt(model, batches, **options):
@@ -449,6 +450,67 @@ def test_low_precision_that_overflows_is_told():
     with pytest.raises(ValueError, match=r"layer '0'.*float16"):
         adapt(model, [torch.tensor([[3e4, 1], [-3e4, 2]] * 20).half()], prior=0)
     assert_untouched(model, before)
+
+
+# A pretrained network, on photos at reduced contrast
+
+
+@needs_mobilenet
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_mobilenet_comes_back_bit_for_bit(accelerated):
+    model = mobilenet_v2()
+    if accelerated:
+        livella.accelerate(model)
+    x, before = photos(32, contrast=0.4), state(model)
+    with torch.no_grad():
+        wanted = model(x[:4])
+        adaptation = adapt(model, list(x.split(16)), decay=0.9, entropy_rate=1e-4)
+        changed = model(x[:4])
+        assert len(adaptation.changes) == 52
+        assert changed.isfinite().all()
+        assert not torch.equal(changed, wanted)
+        adaptation.revert()
+        assert_untouched(model, before)
+        assert torch.equal(model(x[:4]), wanted)
+
+
+@needs_mobilenet
+def test_mobilenet_stays_usable_when_its_stream_breaks_off():
+    model = mobilenet_v2()
+    x, before = photos(24, contrast=0.4), state(model)
+
+    def stream():
+        yield from x[:16].split(8)
+        raise ConnectionError("the camera is gone")
+
+    with pytest.raises(ConnectionError):
+        adapt(model, stream(), decay=0.9)
+    assert_untouched(model, before)
+    adaptation = adapt(model, [x[:8]], decay=0.9)
+    so_far = state(model)
+    with pytest.raises(ValueError, match="met NaN"):
+        adaptation.update(x[:8] * float("nan"))
+    assert_untouched(model, so_far)
+    assert adaptation.update(x[16:]).isfinite().all()
+    adaptation.revert()
+    assert_untouched(model, before)
+
+
+@needs_mobilenet
+def test_mobilenet_recognizes_its_photos_and_the_guard_that_they_are_few(recwarn):
+    """Cuts of two photos at half their contrast are no sample of the world."""
+    model, whole = mobilenet_v2(), photos(64, 160)
+    with torch.no_grad():
+        wanted = model(whole).argmax(1)
+        x = photos(64, 160, contrast=0.5)
+        assert float((model(x).argmax(1) == wanted).float().mean()) > 0.6
+        unguarded = adapt(model, [x], decay=0.0)
+        assert float((model(x).argmax(1) == wanted).float().mean()) < 0.3
+        unguarded.revert()
+        adaptation = adapt(model, [x], decay=0.0, guard=True)
+        assert float((model(x).argmax(1) == wanted).float().mean()) > 0.6
+    assert adaptation.declined.startswith("few classes")
+    assert "adapt declined: few classes" in str(recwarn.pop(UserWarning).message)
 
 
 # In company
