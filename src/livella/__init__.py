@@ -6,6 +6,8 @@ from livella.model.accelerate import accelerate as accelerate
 from livella.model.accumulate import accumulate as accumulate
 from livella.model.adapt import adapt as adapt
 from livella.model.adaptation import Adaptation as Adaptation
+from livella.model.conversion import Conversion as Conversion
+from livella.model.convert import convert as convert
 from livella.model.estimate import PopulationEstimate as PopulationEstimate
 from livella.model.freeze import freeze as freeze
 from livella.model.freeze import is_frozen as is_frozen

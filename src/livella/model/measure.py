@@ -198,6 +198,11 @@ class Pass:
             )
 
 
+def unasked(_site: Site, _values: int) -> Statistics:
+    """Stand for the statistics where no layer is watched."""
+    raise AssertionError("no layer is watched")
+
+
 def _merged(parts: Tensor) -> Moments:
     """The moments of all parts together: M₂ = Σ M₂ᵢ + Σ kᵢ(mᵢ − μ)²."""
     count, means, m2 = parts[:, 0], parts[:, 1], parts[:, 2]

@@ -16,7 +16,7 @@ from livella.model import feeding
 from livella.model.estimate import LayerEstimate
 from livella.model.feeding import Forward
 from livella.model.levels import Dependencies, Site, circles_of, levels, observe, pooled
-from livella.model.measure import Pass, Record, Statistics
+from livella.model.measure import Pass, Record, Statistics, unasked
 from livella.model.progress import Bar
 
 ROUND = 8
@@ -109,7 +109,7 @@ class Estimator:
     def _observed(self, batch: Any) -> dict[Calls, Dependencies]:
         batch = feeding.to_device(batch, feeding.device_of(self.model))
         known = [*self.model.parameters(), *self.model.buffers(), *feeding.tensors_in(batch)]
-        with Pass(self.model, {}, _unchanged) as watching:
+        with Pass(self.model, {}, unasked) as watching:
             seen: list[Dependencies] = []
             watching.run(
                 lambda: seen.append(
@@ -288,10 +288,6 @@ class Estimator:
 SAMPLES_AT_LEAST = 64
 BATCHES_AT_LEAST = 8
 """Before which a tolerance is not believed: intervals of few samples are intervals of luck."""
-
-
-def _unchanged(_site: Site, _values: int) -> Statistics:
-    raise AssertionError("no layer is watched while a batch is followed")
 
 
 def _of_batch(met: Tensor | None, own: Statistics) -> Statistics:

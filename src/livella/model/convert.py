@@ -1,0 +1,182 @@
+"""Every normalization of a network as another kind."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from livella.model import adopt, feeding, kinds
+from livella.model.calibrate import Calibration
+from livella.model.conversion import Conversion
+from livella.model.feeding import Forward
+from livella.model.kept import Kept
+from livella.model.measure import Pass, unasked
+from livella.model.states import LayerConversion, plan_of
+
+
+def convert(
+    model: nn.Module,
+    to: str,
+    *,
+    calibrate: Iterable[Any] | None = None,
+    layers: Iterable[str] | None = None,
+    ndim: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    forward: Forward | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Conversion:
+    """Turn every normalization over channels into another kind, torch's and Livella's, in place.
+
+    Each layer stays the same object, with its hooks, mode, name and every place that holds it, and
+    changes its class. γ and β stay the same parameters, so an optimizer made before goes on with
+    them; eps and momentum stay where they mean the same, and so do running averages. What has no
+    place in the new kind is named in `.dropped`; the layer remembers it, and takes it up again when
+    it is converted back, so that there and back gives the same network. Checkpoints do not hold
+    that memory. What cannot be converted without loss is left and named, with a warning: layers of
+    unknown classes or with methods of their own, frozen ones, and an activation that the new kind
+    has no place for.
+
+    The new layers compute another function: of their own moments in evaluation instead of the
+    running ones, for one. With `calibrate`, γ and β are fitted on data without labels, layer by
+    layer in the order of the calls, with those before it converted and fitted: by least squares
+    γ·x̂ + β comes closest to what the former layer gave in the former network, and layers that keep
+    statistics and have none yet are given those of the data. A few hundred samples suffice; they
+    are read once or twice for each level of dependent layers. Should the fits make the output
+    worse altogether, they are taken back.
+
+    Args:
+        model: any module, a normalization itself too; the one inside `DistributedDataParallel` or
+            `torch.compile` is used.
+        to: "torch" or "torch_sync" for torch's own batch norms, or a kind that `make_norm` knows.
+        calibrate: batches in any form that `estimate_population` takes.
+        layers: names of normalizations, or of modules all in which are meant. Default: all.
+        ndim: 1, 2 or 3, as in `BatchNorm2d`, for layers whose class does not tell (group norm).
+            Default: what the layer was before, or what `calibrate` shows.
+        optimizer: one made before; parameters that are gone are taken out, new ones join.
+        forward: called as forward(model, batch) for calibration, for other batches.
+        progress: show a bar. Default: if standard error is a terminal.
+        options: of the new layers, such as `num_groups`, `ghost_size`, `eps`; see `make_norm`.
+
+    Returns:
+        The conversion: `.layers` by name, `.left` and why, `.dropped`, `.gone` and `.new`
+        parameters, `.change` of the output before and after the fit, `.revert()`; `print` it.
+
+    Raises:
+        ValueError: an unknown kind, no normalization that can be converted, a number of groups that
+            does not divide a layer's channels, no `ndim` where it matters, no batches, NaN or
+            infinity; layers are named. The model is then as before, as after any other exception.
+        TypeError: an option that the layer does not have, or an iterator to calibrate on.
+
+    Warns:
+        UserWarning: layers left as they are, layers without statistics of the data, parameters
+            that an optimizer may hold though the model no longer does.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> print(convert(model, "group", num_groups=2))
+        Conversion to group: 1 layers
+        layer  was          is         unexplained
+        1      BatchNorm2d  GroupNorm
+        no place for: 1: running_mean, running_var, num_batches_tracked
+
+    """
+    if to not in kinds.KINDS:
+        raise ValueError(f"convert: expected a kind of {', '.join(kinds.KINDS)}, got {to!r}")
+    if isinstance(calibrate, Iterator):
+        raise TypeError(
+            "convert: got an iterator to calibrate on, which can be read once, where each level of "
+            "layers reads the data; pass a loader or a list"
+        )
+    model = feeding.unwrap(model)
+    forward = forward or feeding.feed
+    chosen, left = _choose(model, layers, to)
+    dims = dict.fromkeys(chosen, ndim)
+    if ndim is None and calibrate is not None:
+        dims |= _observed(model, chosen, calibrate, forward)
+    plan = {}
+    for name, layer in chosen.items():
+        each = plan_of(name, layer, to, dims[name], options, model)
+        if each is not None:
+            plan[name] = each
+    parameters = dict(model.named_parameters())
+    conversion = Conversion(model, to, plan, left, Kept.of(_tensors(plan)))
+    try:
+        with conversion.applied():
+            if calibrate is not None and plan:
+                Calibration(conversion, calibrate, forward, progress).run()
+    except BaseException:
+        conversion.kept.put_back()
+        raise
+    conversion.compare(parameters)
+    if optimizer is not None:
+        conversion.exchange_parameters(optimizer)
+    _warn(conversion, calibrated=calibrate is not None, told=optimizer is not None)
+    return conversion
+
+
+def _choose(
+    model: nn.Module, names: Iterable[str] | None, to: str
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The layers to convert, one at least, and the others, with the reason."""
+    found = adopt.named_layers(model, names, kinds.is_normalization)
+    left = {name: why for name, layer in found.items() if (why := kinds.why_not(layer, to))}
+    chosen = {name: layer for name, layer in found.items() if name not in left}
+    if not chosen:
+        why = "; ".join(f"{name}: {reason}" for name, reason in left.items())
+        raise ValueError(
+            f"convert: expected a model with normalizations to convert, got "
+            f"{type(model).__name__} ({why or 'none in it'})"
+        )
+    return chosen, left
+
+
+def _observed(
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any], forward: Forward
+) -> dict[str, int]:
+    """For how many dimensions each layer works, as the first batch shows."""
+    found: dict[str, int] = {}
+    with ExitStack() as cleanup:
+        for name, layer in layers.items():
+
+            def look(_layer: nn.Module, args: Any, named: Any, name: str = name) -> None:
+                found[name] = max(1, (args[0] if args else named["input"]).dim() - 2)
+
+            handle = layer.register_forward_pre_hook(look, with_kwargs=True)
+            cleanup.callback(handle.remove)
+        for batch in batches:
+            on_device = feeding.to_device(batch, feeding.device_of(model))
+            with Pass(model, {}, unasked) as reading:
+                reading.run(lambda: forward(model, on_device))
+            break
+    return found
+
+
+def _tensors(plan: Mapping[str, LayerConversion]) -> Iterator[Tensor]:
+    for each in plan.values():
+        yield from each.before.tensors()
+
+
+def _warn(conversion: Conversion, *, calibrated: bool, told: bool) -> None:
+    messages = []
+    if conversion.left:
+        these = "; ".join(f"{n or 'the model'}: {why}" for n, why in conversion.left.items())
+        messages.append(f"left as they are: {these}")
+    lacking = [name for name, each in conversion.layers.items() if each.lacks_statistics]
+    if lacking and not calibrated:
+        messages.append(
+            f"no statistics of the data yet: {', '.join(lacking)}; train, pass calibrate=batches, "
+            "or livella.estimate_population"
+        )
+    if conversion.gone and not told:
+        messages.append(
+            f"no longer parameters: {', '.join(conversion.gone)}; pass optimizer= to the "
+            "conversion, or make a new one"
+        )
+    for message in messages:
+        warnings.warn(f"convert: {message}", stacklevel=3)

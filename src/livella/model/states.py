@@ -1,0 +1,256 @@
+"""What a layer is before and after a conversion, and what it remembers of what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from livella.model import adopt, kinds
+from livella.moments import Moments
+from livella.nn.batch import _Core
+
+Memory = Mapping[str, "State"]
+"""What a layer was, by kind, the last one last."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that makes a layer of its kind: its class, settings, parameters and buffers.
+
+    What any module has besides, mode and hooks, and what a user put there, is no part of it.
+    """
+
+    kind: type[nn.Module]
+    settings: dict[str, Any]
+    parameters: dict[str, nn.Parameter | None]
+    buffers: dict[str, Tensor | None]
+    passing: frozenset[str]
+    """Buffers that are not saved."""
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> State:
+        """Read it from a layer of a kind that can be converted."""
+        names = (*kinds.settings_of(type(layer)), "_switches")
+        return cls(
+            type(layer),
+            {name: vars(layer)[name] for name in names if name in vars(layer)},
+            dict(layer._parameters),
+            dict(layer._buffers),
+            frozenset(layer._non_persistent_buffers_set),
+        )
+
+    def put_into(self, layer: nn.Module, instead_of: State) -> None:
+        """Make the layer this; the object, its mode, its hooks and its user's things stay."""
+        for name in instead_of.settings:
+            vars(layer).pop(name, None)
+        adopt.change_class(layer, self.kind)
+        vars(layer).update(self.settings)
+        for place, found in (("_parameters", self.parameters), ("_buffers", self.buffers)):
+            content = vars(layer)[place]
+            content.clear()
+            content.update(found)
+        layer._non_persistent_buffers_set.clear()
+        layer._non_persistent_buffers_set.update(self.passing)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every parameter and buffer."""
+        for found in (self.parameters, self.buffers):
+            yield from (tensor for tensor in found.values() if tensor is not None)
+
+
+@dataclass(eq=False)
+class LayerConversion:
+    """One layer: what it was and what it is.
+
+    Attributes:
+        layer: the layer, the same object as before.
+        former: the name of the class it was of, and `now` that it is of.
+        dropped: what has no place in it now; it comes back with the former kind.
+        lacks_statistics: whether it keeps averages and has none of the data yet.
+        unexplained: with calibration, the share of the former output's variance that the new one
+            leaves, with γ and β as they were carried over and as they were fitted.
+
+    """
+
+    layer: nn.Module
+    before: State
+    after: State
+    remembered: tuple[Memory | None, Memory]
+    """What the layer remembered before, and what it does now."""
+    dropped: tuple[str, ...]
+    lacks_statistics: bool
+    unexplained: tuple[float, float] | None = None
+
+    @property
+    def former(self) -> str:
+        return self.before.kind.__name__
+
+    @property
+    def now(self) -> str:
+        return self.after.kind.__name__
+
+    def apply(self) -> None:
+        self.after.put_into(self.layer, self.before)
+        vars(self.layer)[kinds.MEMORY] = self.remembered[1]
+
+    def undo(self) -> None:
+        self.before.put_into(self.layer, self.after)
+        vars(self.layer).pop(kinds.MEMORY)
+        if self.remembered[0] is not None:
+            vars(self.layer)[kinds.MEMORY] = self.remembered[0]
+
+
+def plan_of(
+    name: str,
+    layer: nn.Module,
+    to: str,
+    ndim: int | None,
+    options: dict[str, Any],
+    model: nn.Module,
+) -> LayerConversion | None:
+    """Plan what a layer becomes, and change nothing; none where it is of that kind already.
+
+    Raises:
+        ValueError: the layer cannot be built; it is named.
+        TypeError: it does not take an option.
+
+    """
+    before = State.of(layer)
+    memory: Memory = vars(layer).get(kinds.MEMORY, {})
+    known = _Known([*memory.values(), before])
+    norm = kinds.read(*known.last())
+    kind = "none" if isinstance(layer, nn.Identity) else norm.kind
+    if kind == to and all(before.settings.get(k) == v for k, v in options.items()):
+        return None
+    like = next(iter((*known.tensors(), *model.parameters(), *model.buffers())), torch.empty(0))
+    ndim = ndim or norm.ndim or known.ndim()
+    try:
+        after = known.again(to, options) or State.of(kinds.successor(norm, to, ndim, like, options))
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"convert: layer {name!r} ({type(layer).__name__}): {error}") from error
+    after, lacking = known.carried_into(after, to, like.device)
+    now = {k: state for k, state in memory.items() if k != kind} | {kind: before}
+    remembered = (vars(layer).get(kinds.MEMORY), now)
+    return LayerConversion(layer, before, after, remembered, _dropped(before, after), lacking)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """All that a layer was, and at the end what it is."""
+
+    states: list[State]
+
+    def last(self) -> tuple[type[nn.Module], dict[str, Any]]:
+        """The last state that was a normalization."""
+        state = next(s for s in reversed(self.states) if s.kind is not nn.Identity)
+        return state.kind, state.settings
+
+    def ndim(self) -> int | None:
+        """For how many dimensions it once worked."""
+        dims = (kinds.ndim_of(state.kind) for state in reversed(self.states))
+        return next((found for found in dims if found), None)
+
+    def tensors(self) -> Iterator[Tensor]:
+        for state in reversed(self.states):
+            yield from state.tensors()
+
+    def again(self, to: str, options: dict[str, Any]) -> State | None:
+        """What it was when it was of this kind, if these options were the same."""
+        for state in reversed(self.states[:-1]):
+            same = (
+                state.kind is nn.Identity
+                if to == "none"
+                else kinds.is_of(state.kind, state.settings, to)
+            )
+            if same and all(state.settings.get(k) == v for k, v in options.items()):
+                return state
+        return None
+
+    def carried_into(self, after: State, to: str, device: torch.device) -> tuple[State, bool]:
+        """What it becomes with all that lives on, and whether it then lacks statistics."""
+        parameters, averages, others = self._parameters(), self._averages(), after.buffers
+        carried = {
+            name: parameters.get(name, p) if _fits(parameters.get(name, p), p) else p
+            for name, p in after.parameters.items()
+        }
+        # A part that the layer never had does not come into being.
+        affine = {
+            k: self.states[-1].parameters[k]
+            for k in ("weight", "bias")
+            if k in self.states[-1].parameters
+        }
+        carried |= {
+            k: None for k, p in affine.items() if p is None and k in carried and not self._had(k)
+        }
+        settings, passing = dict(after.settings), after.passing
+        lacking = False
+        if to in kinds.AVERAGED:
+            others = {k: averages.get(k, b) if b is not None else None for k, b in others.items()}
+            lacking = others["running_mean"] is not None and "running_mean" not in averages
+        elif to == "moving_average" and after not in self.states:
+            lacking = not self._square_into(after, averages)
+        before = self.states[-1]
+        if issubclass(before.kind, _Core) and issubclass(after.kind, _Core):
+            settings |= {k: v for k, v in before.settings.items() if k == "_switches"}
+            others = others | {k: before.buffers[k] for k in before.passing}
+            passing = before.passing
+        for tensor in (*carried.values(), *others.values()):
+            if tensor is not None and tensor.device != device:
+                tensor.data = tensor.data.to(device)  # it lay aside while the model moved
+        return State(after.kind, settings, carried, others, passing), lacking
+
+    def _had(self, name: str) -> bool:
+        return any(state.parameters.get(name) is not None for state in self.states)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            name: p
+            for state in self.states
+            for name, p in state.parameters.items()
+            if p is not None
+        }
+
+    def _averages(self) -> dict[str, Tensor]:
+        """The running mean and variance, and their counter, of when it last kept some."""
+        return {
+            name: buffer
+            for state in self.states
+            if kinds.is_averaged(state.kind)
+            for name, buffer in state.buffers.items()
+            if buffer is not None and name not in state.passing
+        }
+
+    def _square_into(self, after: State, averages: dict[str, Tensor]) -> bool:
+        square = after.buffers["running_square"]
+        if square is None or not {"running_mean", "running_var"} <= averages.keys():
+            return False
+        mean, var = averages["running_mean"].to(square), averages["running_var"].to(square)
+        square.copy_(kinds.mean_square(Moments(1, mean, var)))
+        return True
+
+
+def _fits(found: nn.Parameter | None, wanted: nn.Parameter | None) -> bool:
+    return found is not None and wanted is not None and found.shape == wanted.shape
+
+
+def _dropped(before: State, after: State) -> tuple[str, ...]:
+    """What a layer had that it now has not: parameters, buffers, settings that were not usual."""
+    usual = kinds.settings_of(before.kind)
+    tensors = [
+        name
+        for had, has in ((before.parameters, after.parameters), (before.buffers, after.buffers))
+        for name, tensor in had.items()
+        if tensor is not None and has.get(name) is None
+    ]
+    settings = [
+        f"{name}={value!r}"
+        for name, value in before.settings.items()
+        if name not in ("num_features", "num_channels", "affine")
+        and value != usual.get(name)
+        and after.settings.get(name, not value) != value
+    ]
+    return (*tensors, *settings)
