@@ -16,7 +16,7 @@ from livella.model.conversion import Conversion
 from livella.model.feeding import Forward
 from livella.model.joint import Joint
 from livella.model.kept import Kept
-from livella.model.levels import levels, observe
+from livella.model.levels import Dependencies, levels, observe
 from livella.model.measure import Enough, Pass, unasked
 from livella.model.progress import Bar
 from livella.model.states import LayerConversion
@@ -62,24 +62,24 @@ class Calibration:
 
     def _order(self) -> list[list[str]]:
         """The layers that the first batch reaches: those that depend on none, then on those."""
-        for batch in self._on_device():
-            known = [*self._model.parameters(), *self._model.buffers(), *feeding.tensors_in(batch)]
-            layers = {name: each.layer for name, each in self.layers.items()}
-            found: dict[tuple[str, int], int] = {}
-            with self.conversion.formerly():
-                self._run(
-                    lambda: found.update(
-                        levels(observe(lambda: self.forward(self._model, batch), layers, known))
-                    )
+        batch = feeding.to_device(first_of(self.batches), feeding.device_of(self._model))
+        known = [*self._model.parameters(), *self._model.buffers(), *feeding.tensors_in(batch)]
+        layers = {name: each.layer for name, each in self.layers.items()}
+        seen: list[Dependencies] = []
+        with self.conversion.formerly():
+            self._run(
+                lambda: seen.append(
+                    observe(lambda: self.forward(self._model, batch), layers, known)
                 )
-            for name, _ in found:
-                self.calls[name] = self.calls.get(name, 0) + 1
-            first = {name: level for (name, call), level in found.items() if call == 0}
-            return [
-                [name for name, level in first.items() if level == wanted]
-                for wanted in sorted(set(first.values()))
-            ]
-        raise ValueError("convert: got no batches to calibrate on; pass a loader that yields some")
+            )
+        found = levels(seen[0])
+        for name, _ in found:
+            self.calls[name] = self.calls.get(name, 0) + 1
+        first = {name: level for (name, call), level in found.items() if call == 0}
+        return [
+            [name for name, level in first.items() if level == wanted]
+            for wanted in sorted(set(first.values()))
+        ]
 
     # One level of layers
 
@@ -186,6 +186,18 @@ class Calibration:
         device = feeding.device_of(self._model)
         for batch in self.batches:
             yield feeding.to_device(batch, device)
+
+
+def first_of(batches: Iterable[Any]) -> Any:
+    """Give the first batch.
+
+    Raises:
+        ValueError: there is none.
+
+    """
+    for batch in batches:
+        return batch
+    raise ValueError("convert: got no batches to calibrate on; pass a loader that yields some")
 
 
 def _input(args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:

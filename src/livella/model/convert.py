@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from livella.model import adopt, feeding, kinds
-from livella.model.calibrate import Calibration
+from livella.model.calibrate import Calibration, first_of
 from livella.model.conversion import Conversion
 from livella.model.feeding import Forward
 from livella.model.kept import Kept
@@ -99,11 +100,7 @@ def convert(
     dims = dict.fromkeys(chosen, ndim)
     if ndim is None and calibrate is not None:
         dims |= _observed(model, chosen, calibrate, forward)
-    plan = {}
-    for name, layer in chosen.items():
-        each = plan_of(name, layer, to, dims[name], options, model)
-        if each is not None:
-            plan[name] = each
+    plan = _plan(model, chosen, to, dims, options)
     parameters = dict(model.named_parameters())
     conversion = Conversion(model, to, plan, left, Kept.of(_tensors(plan)))
     try:
@@ -136,6 +133,21 @@ def _choose(
     return chosen, left
 
 
+def _plan(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    to: str,
+    dims: Mapping[str, int | None],
+    options: dict[str, Any],
+) -> dict[str, LayerConversion]:
+    """What each layer becomes; those of this kind already are left out."""
+    spare = next(chain(model.parameters(), model.buffers()), torch.empty(0))
+    every = {
+        name: plan_of(name, layer, to, dims[name], options, spare) for name, layer in layers.items()
+    }
+    return {name: each for name, each in every.items() if each is not None}
+
+
 def _observed(
     model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any], forward: Forward
 ) -> dict[str, int]:
@@ -149,11 +161,9 @@ def _observed(
 
             handle = layer.register_forward_pre_hook(look, with_kwargs=True)
             cleanup.callback(handle.remove)
-        for batch in batches:
-            on_device = feeding.to_device(batch, feeding.device_of(model))
-            with Pass(model, {}, unasked) as reading:
-                reading.run(lambda: forward(model, on_device))
-            break
+        batch = feeding.to_device(first_of(batches), feeding.device_of(model))
+        with Pass(model, {}, unasked) as reading:
+            reading.run(lambda: forward(model, batch))
     return found
 
 

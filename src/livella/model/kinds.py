@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,11 +97,10 @@ def read(kind_of: type[nn.Module], own: Mapping[str, Any]) -> Norm:
     return Norm(kind, ndim, int(features), settings)
 
 
-@functools.cache
 def settings_of(kind: type[nn.Module]) -> dict[str, Any]:
     """Give what a layer of this class has beyond what any module has, with the defaults."""
-    arguments = {nn.GroupNorm: (1, 1), nn.Identity: ()}.get(kind, (1,))
-    own = vars(kind(*arguments))
+    arguments: dict[type[nn.Module], tuple[int, ...]] = {nn.GroupNorm: (1, 1), nn.Identity: ()}
+    own = vars(kind(*arguments.get(kind, (1,))))
     return {name: value for name, value in own.items() if name not in vars(nn.Module())}
 
 
@@ -199,7 +197,7 @@ def is_averaged(kind: type[nn.Module]) -> bool:
 
 def is_of(kind: type[nn.Module], own: Mapping[str, Any], to: str) -> bool:
     """Whether a layer with these attributes is of the kind `to`."""
-    return kind is not nn.Identity and read(kind, own).kind == to
+    return to == "none" if kind is nn.Identity else read(kind, own).kind == to
 
 
 def mean_square(moments: Moments) -> Tensor:

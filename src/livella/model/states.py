@@ -110,9 +110,11 @@ def plan_of(
     to: str,
     ndim: int | None,
     options: dict[str, Any],
-    model: nn.Module,
+    spare: Tensor,
 ) -> LayerConversion | None:
     """Plan what a layer becomes, and change nothing; none where it is of that kind already.
+
+    The new tensors lie where its own do; where it never had any, where `spare` does.
 
     Raises:
         ValueError: the layer cannot be built; it is named.
@@ -126,7 +128,7 @@ def plan_of(
     kind = "none" if isinstance(layer, nn.Identity) else norm.kind
     if kind == to and all(before.settings.get(k) == v for k, v in options.items()):
         return None
-    like = next(iter((*known.tensors(), *model.parameters(), *model.buffers())), torch.empty(0))
+    like = next(known.tensors(), spare)
     ndim = ndim or norm.ndim or known.ndim()
     try:
         after = known.again(to, options) or State.of(kinds.successor(norm, to, ndim, like, options))
@@ -161,58 +163,50 @@ class _Known:
     def again(self, to: str, options: dict[str, Any]) -> State | None:
         """What it was when it was of this kind, if these options were the same."""
         for state in reversed(self.states[:-1]):
-            same = (
-                state.kind is nn.Identity
-                if to == "none"
-                else kinds.is_of(state.kind, state.settings, to)
-            )
-            if same and all(state.settings.get(k) == v for k, v in options.items()):
+            same = all(state.settings.get(k) == v for k, v in options.items())
+            if same and kinds.is_of(state.kind, state.settings, to):
                 return state
         return None
 
     def carried_into(self, after: State, to: str, device: torch.device) -> tuple[State, bool]:
         """What it becomes with all that lives on, and whether it then lacks statistics."""
-        parameters, averages, others = self._parameters(), self._averages(), after.buffers
-        carried = {
-            name: parameters.get(name, p) if _fits(parameters.get(name, p), p) else p
-            for name, p in after.parameters.items()
-        }
-        # A part that the layer never had does not come into being.
-        affine = {
-            k: self.states[-1].parameters[k]
-            for k in ("weight", "bias")
-            if k in self.states[-1].parameters
-        }
-        carried |= {
-            k: None for k, p in affine.items() if p is None and k in carried and not self._had(k)
-        }
+        parameters = self._live_on(after)
+        buffers, lacking = self._statistics(after, to)
         settings, passing = dict(after.settings), after.passing
-        lacking = False
-        if to in kinds.AVERAGED:
-            others = {k: averages.get(k, b) if b is not None else None for k, b in others.items()}
-            lacking = others["running_mean"] is not None and "running_mean" not in averages
-        elif to == "moving_average" and after not in self.states:
-            lacking = not self._square_into(after, averages)
         before = self.states[-1]
         if issubclass(before.kind, _Core) and issubclass(after.kind, _Core):
             settings |= {k: v for k, v in before.settings.items() if k == "_switches"}
-            others = others | {k: before.buffers[k] for k in before.passing}
+            buffers |= {k: before.buffers[k] for k in before.passing}
             passing = before.passing
-        for tensor in (*carried.values(), *others.values()):
+        for tensor in (*parameters.values(), *buffers.values()):
             if tensor is not None and tensor.device != device:
                 tensor.data = tensor.data.to(device)  # it lay aside while the model moved
-        return State(after.kind, settings, carried, others, passing), lacking
+        return State(after.kind, settings, parameters, buffers, passing), lacking
 
-    def _had(self, name: str) -> bool:
-        return any(state.parameters.get(name) is not None for state in self.states)
-
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        return {
+    def _live_on(self, after: State) -> dict[str, nn.Parameter | None]:
+        had = {
             name: p
             for state in self.states
             for name, p in state.parameters.items()
             if p is not None
         }
+        found = {
+            name: had[name] if p is not None and name in had and had[name].shape == p.shape else p
+            for name, p in after.parameters.items()
+        }
+        if "weight" in had and "bias" not in had and "bias" in self.states[-1].parameters:
+            found = {name: None if name == "bias" else p for name, p in found.items()}
+        return found
+
+    def _statistics(self, after: State, to: str) -> tuple[dict[str, Tensor | None], bool]:
+        """The buffers it then has, and whether what they should keep is not known."""
+        averages = self._averages()
+        if to in kinds.AVERAGED:
+            buffers = {n: b if b is None else averages.get(n, b) for n, b in after.buffers.items()}
+            return buffers, buffers["running_mean"] is not None and not averages
+        if to == "moving_average" and after not in self.states:
+            return dict(after.buffers), not _square_into(after, averages)
+        return dict(after.buffers), False
 
     def _averages(self) -> dict[str, Tensor]:
         """The running mean and variance, and their counter, of when it last kept some."""
@@ -224,17 +218,15 @@ class _Known:
             if buffer is not None and name not in state.passing
         }
 
-    def _square_into(self, after: State, averages: dict[str, Tensor]) -> bool:
-        square = after.buffers["running_square"]
-        if square is None or not {"running_mean", "running_var"} <= averages.keys():
-            return False
-        mean, var = averages["running_mean"].to(square), averages["running_var"].to(square)
-        square.copy_(kinds.mean_square(Moments(1, mean, var)))
-        return True
 
-
-def _fits(found: nn.Parameter | None, wanted: nn.Parameter | None) -> bool:
-    return found is not None and wanted is not None and found.shape == wanted.shape
+def _square_into(after: State, averages: dict[str, Tensor]) -> bool:
+    """Store the mean square that mean and variance make; tells whether they are known."""
+    square = after.buffers["running_square"]
+    if square is None or not averages:
+        return False
+    mean, var = (averages[name].to(square) for name in ("running_mean", "running_var"))
+    square.copy_(kinds.mean_square(Moments(1, mean, var)))
+    return True
 
 
 def _dropped(before: State, after: State) -> tuple[str, ...]:
