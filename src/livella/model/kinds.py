@@ -77,7 +77,7 @@ class Norm:
         kind: a name of `KINDS`.
         ndim: 1, 2 or 3, where its class says.
         num_features: C.
-        settings: what makes it, as `make` takes it.
+        settings: those that mean the same in other kinds.
 
     """
 
@@ -93,7 +93,7 @@ def read(kind_of: type[nn.Module], own: Mapping[str, Any]) -> Norm:
     features = own["num_channels"] if kind == "group" else own["num_features"]
     if kind == "group" and own["num_groups"] == 1:
         kind = "layer"
-    settings = {name: own[name] for name in _SETTINGS if name in own}
+    settings = {name: own[name] for name in _CARRIED[kind] if name in own}
     return Norm(kind, ndim, int(features), settings)
 
 
@@ -104,11 +104,6 @@ def settings_of(kind: type[nn.Module]) -> dict[str, Any]:
     return {name: value for name, value in own.items() if name not in vars(nn.Module())}
 
 
-_SETTINGS = (
-    *("eps", "momentum", "affine", "track_running_stats", "activation", "ghost_size", "r_max"),
-    *("d_max", "warmup_steps", "r_max_steps", "d_max_steps", "window", "warm_up", "r_warm_up"),
-    *("num_groups", "process_group"),
-)
 _CARRIED = {
     **dict.fromkeys(AVERAGED, ("eps", "momentum", "affine", "track_running_stats", "activation")),
     "moving_average": ("eps", "affine", "activation"),
@@ -144,8 +139,6 @@ def successor(
     settings = {name: norm.settings[name] for name in _CARRIED[to] if name in norm.settings}
     if to not in ACTIVATED:
         settings.pop("activation", None)
-    if norm.kind == "instance":  # which may be told to keep averages of another kind
-        settings.pop("track_running_stats", None)
     if to == "filter_response":  # the network's own activation stays
         settings["thresholded"] = False
     settings |= {"device": like.device, "dtype": like.dtype} | options

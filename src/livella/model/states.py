@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -124,7 +124,7 @@ def plan_of(
     before = State.of(layer)
     memory: Memory = vars(layer).get(kinds.MEMORY, {})
     known = _Known([*memory.values(), before])
-    norm = kinds.read(*known.last())
+    norm = known.norm()
     kind = "none" if isinstance(layer, nn.Identity) else norm.kind
     if kind == to and all(before.settings.get(k) == v for k, v in options.items()):
         return None
@@ -146,10 +146,11 @@ class _Known:
 
     states: list[State]
 
-    def last(self) -> tuple[type[nn.Module], dict[str, Any]]:
-        """The last state that was a normalization."""
-        state = next(s for s in reversed(self.states) if s.kind is not nn.Identity)
-        return state.kind, state.settings
+    def norm(self) -> kinds.Norm:
+        """The last normalization it was, with settings of earlier ones that the last has not."""
+        norms = [kinds.read(s.kind, s.settings) for s in self.states if s.kind is not nn.Identity]
+        settings = {name: value for norm in norms for name, value in norm.settings.items()}
+        return replace(norms[-1], settings=settings)
 
     def ndim(self) -> int | None:
         """For how many dimensions it once worked."""
