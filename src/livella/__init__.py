@@ -8,10 +8,15 @@ from livella.model.adapt import adapt as adapt
 from livella.model.adaptation import Adaptation as Adaptation
 from livella.model.conversion import Conversion as Conversion
 from livella.model.convert import convert as convert
+from livella.model.domains import add_domains as add_domains
+from livella.model.domains import domain as domain
+from livella.model.domains import domains as domains
+from livella.model.domains import remove_domains as remove_domains
 from livella.model.estimate import PopulationEstimate as PopulationEstimate
 from livella.model.freeze import freeze as freeze
 from livella.model.freeze import is_frozen as is_frozen
 from livella.model.freeze import unfreeze as unfreeze
+from livella.model.local import local_parameters as local_parameters
 from livella.model.population import estimate_population as estimate_population
 from livella.model.population import update_bn as update_bn
 from livella.model.updates import pooled_updates as pooled_updates

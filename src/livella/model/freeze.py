@@ -94,7 +94,7 @@ def unfreeze(model: Model, layers: Iterable[str] | None = None) -> Model:
         before = _before(layer)
         if before is None:
             continue
-        for name, parameter in layer.named_parameters(recurse=False):
+        for name, parameter in layer.named_parameters():
             parameter.requires_grad_(before.requires_grad.get(name, parameter.requires_grad))
         if before.statistics and isinstance(layer, _Core):
             then = before.switches or Switches()
@@ -129,12 +129,12 @@ def _before(layer: nn.Module) -> Frozen | None:
 def _freeze(layer: nn.Module, statistics: bool, affine: bool) -> None:
     before = _before(layer)
     if before is None:
-        flags = {n: p.requires_grad for n, p in layer.named_parameters(recurse=False)}
+        flags = {n: p.requires_grad for n, p in layer.named_parameters()}
         kind = type(layer)
         before = Frozen(kind, kind, vars(layer).get("_switches"), flags, statistics=False)
     vars(layer)["_livella_frozen"] = before._replace(statistics=before.statistics or statistics)
     if affine:
-        for parameter in _affine(layer):
+        for _, parameter in scale_and_shift(layer):
             parameter.requires_grad_(False)
     if not statistics or before.statistics:
         return
@@ -149,11 +149,14 @@ def _freeze(layer: nn.Module, statistics: bool, affine: bool) -> None:
         layer.register_forward_hook(_out_of_evaluation, always_call=True)
 
 
-def _affine(layer: nn.Module) -> Iterator[nn.Parameter]:
-    """γ and β: all parameters of a normalization, and those of these names in a recurrent layer."""
-    for name, parameter in layer.named_parameters(recurse=False):
+def scale_and_shift(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Give γ and β, with their names in the layer, a parametrization's own among them.
+
+    They are all parameters of a normalization, and those of these names in a recurrent layer.
+    """
+    for name, parameter in layer.named_parameters(remove_duplicate=False):
         if not isinstance(layer, BatchNormRNN) or name.startswith(("gamma", "beta")):
-            yield parameter
+            yield name, parameter
 
 
 # A layer of another class: in evaluation for the call alone. Functions of this module, so that

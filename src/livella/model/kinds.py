@@ -13,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from livella import nn as ours
 from livella.model import adopt
+from livella.model.domains import has_domains
 from livella.model.freeze import is_frozen
 from livella.model.sites import NORMALIZATIONS, averages_otherwise
 from livella.moments import Moments
@@ -172,6 +173,8 @@ def why_not(layer: nn.Module, to: str) -> str | None:
         return "it has methods of its own, which would be lost"
     if is_frozen(layer):
         return "frozen; livella.unfreeze it first"
+    if has_domains(layer):
+        return "it has statistics of several domains; livella.remove_domains them first"
     activation = getattr(layer, "activation", None)
     if activation is not None and to not in ACTIVATED:
         return f"its activation {activation!r} has no place in kind {to!r}"

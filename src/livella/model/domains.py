@@ -1,0 +1,265 @@
+"""Named statistics in one network: one set for each domain that its data come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+
+from livella.model import adopt, sites
+from livella.moments import accumulation_dtype
+
+CHILD = "domains"
+"""The child of a layer that holds the statistics of its domains, and so its name in a state_dict.
+
+Those of the domain in use are in the layer itself, where every tool finds them, and its own then
+lie in that domain's place; saving and loading put them where they belong for so long.
+"""
+_IN_USE, _IN_PLACE = "_livella_domain", "_livella_domain_in_place"
+
+
+class Statistics(nn.Module):
+    """Statistics that a layer does not use just now, under the names that they have in it."""
+
+    def __init__(self, buffers: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer.detach().clone())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Statistics:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, now in self._buffers.items():
+            exact = before[name]
+            if now is not None and exact is not None and now.is_floating_point():
+                # What rests need not round; it is given the layer's dtype when it is used.
+                self._buffers[name] = exact.to(now.device, accumulation_dtype(now.dtype))
+        return self
+
+
+def add_domains(
+    model: nn.Module, names: Iterable[str], layers: Iterable[str] | None = None
+) -> None:
+    """Give every batch norm named statistics, one set for each domain that the data come from.
+
+    Each begins as a copy of the layer's own; γ and β are shared. `with domain(model, name):` uses
+    one, trains it, estimates it, adapts to it; all are in the `state_dict`, as
+    "<layer>.domains.<name>.running_mean" and so on. A checkpoint with domains is loaded after they
+    were added. Chang et al. 2019, "Domain-Specific Batch Normalization for Unsupervised Domain
+    Adaptation", section 3 (who keep γ and β apart as well); Xie et al. 2020, "Adversarial Examples
+    Improve Image Recognition", section 3.
+
+    Args:
+        model: any module, a batch norm itself too. Layers that average otherwise, Livella's moving
+            average and recurrent ones, get domains as well.
+        names: of the domains, such as "day" and "night".
+        layers: names of layers, or of modules all batch norms in which are meant. Default: all of
+            the model that keep running statistics.
+
+    Raises:
+        ValueError: a name with a dot, an empty one, or one that a layer has already; no layer that
+            keeps running statistics, or one of `layers` that has none. The model is then as before.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+        >>> add_domains(model, ["day", "night"])
+        >>> with domain(model, "night"):
+        ...     _ = model.train()(torch.randn(6, 4))  # no statistics but those of the night change
+
+    """
+    if isinstance(names, str):
+        names = (names,)
+    chosen = tuple(dict.fromkeys(names))
+    found = _layers_to_divide(model, layers)
+    for name in chosen:
+        if not name or "." in name:
+            raise ValueError(f"add_domains: expected a name without dots, got {name!r}")
+        there = [layer for layer, module in found.items() if name in _held(module)]
+        if there:
+            raise ValueError(
+                f"add_domains: layer {there[0]!r} has a domain {name!r} already; remove_domains "
+                "it first, to begin it anew"
+            )
+    for module in found.values() if chosen else ():
+        added = {name: Statistics(_own(module)) for name in chosen}
+        module.add_module(CHILD, nn.ModuleDict({**_held(module), **added}))
+
+
+def remove_domains(model: nn.Module, names: Iterable[str] | None = None) -> None:
+    """Take domains away again, with their statistics; by default all. The layers keep their own.
+
+    Raises:
+        ValueError: a domain that the model has not, or that is in use.
+
+    """
+    if isinstance(names, str):
+        names = (names,)
+    chosen = domains(model) if names is None else tuple(names)
+    for name in chosen:
+        _check(model, name, "remove_domains")
+    divided = list(_divided(model))
+    if used := {_in_use(layer) for layer in divided} & set(chosen):
+        raise ValueError(f"remove_domains: domain {used.pop()!r} is in use; leave it first")
+    for layer in divided:
+        left = {name: each for name, each in _held(layer).items() if name not in chosen}
+        if left:
+            layer.add_module(CHILD, nn.ModuleDict(left))
+        else:
+            delattr(layer, CHILD)
+
+
+def domains(model: nn.Module) -> tuple[str, ...]:
+    """Name the domains of a model, in the order in which they were added."""
+    return tuple(dict.fromkeys(name for layer in _divided(model) for name in _held(layer)))
+
+
+@contextmanager
+def domain(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Use the statistics of one domain for as long as the context lasts.
+
+    They normalize in evaluation and take in the batches of training, and whatever measures or
+    writes statistics (`estimate_population`, `adapt`) does so with these; what it gave back is
+    reverted in the same domain. A checkpoint saved or loaded meanwhile is the same as outside.
+    Contexts nest; a copy made inside stays in the domain. It is the state of the model, for all
+    threads.
+
+    Args:
+        model: one with `add_domains`. Layers without a domain of this name use their own
+            statistics.
+        name: of a domain, or none for the layers' own statistics.
+
+    Raises:
+        ValueError: no layer has such a domain; what the context's body raises passes through, with
+            the former statistics in use again.
+
+    """
+    if name is not None:
+        _check(model, name, "domain")
+    layers = list(_divided(model))
+    before = [_in_use(layer) for layer in layers]
+    with ExitStack() as leaving:
+        for layer, former in zip(layers, before, strict=True):
+            leaving.callback(_use, layer, former)
+            _use(layer, name)
+        yield
+
+
+def has_domains(layer: nn.Module) -> bool:
+    """Whether a layer has named statistics."""
+    return bool(_held(layer))
+
+
+# Which statistics are in their place
+
+
+def _use(layer: nn.Module, name: str | None) -> None:
+    """Normalize by a domain's statistics where the layer has it, else by the layer's own."""
+    name = name if name in _held(layer) else None
+    _bring(layer, name)
+    vars(layer)[_IN_USE] = name
+    _see_to_checkpoints(layer, name is not None)
+
+
+def _bring(layer: nn.Module, name: str | None) -> None:
+    """Put a domain's statistics into the layer, or its own; the others where they rest."""
+    now = vars(layer).get(_IN_PLACE)
+    for each in (now, name) if now != name else ():
+        if each is not None:
+            _exchange(layer, _held(layer)[each])
+    vars(layer)[_IN_PLACE] = name
+
+
+def _exchange(layer: nn.Module, held: nn.Module) -> None:
+    for name, resting in _tensors(held._buffers).items():
+        used = layer._buffers[name]
+        assert used is not None
+        layer._buffers[name] = resting.to(used.dtype)
+        held._buffers[name] = used
+
+
+# Functions of this module, so that they are copied and pickled with the layer.
+
+
+def _at_rest(layer: nn.Module, *_: Any) -> None:
+    _bring(layer, None)
+
+
+def _as_in_use(layer: nn.Module, *_: Any) -> None:
+    _bring(layer, _in_use(layer))
+
+
+def _see_to_checkpoints(layer: nn.Module, needed: bool) -> None:
+    """Have everything in its own place while a checkpoint is written or read."""
+    there = _as_in_use in layer._state_dict_hooks.values()
+    if needed and not there:
+        layer.register_state_dict_pre_hook(_at_rest)
+        layer.register_state_dict_post_hook(_as_in_use)
+        layer.register_load_state_dict_pre_hook(_at_rest)
+        layer.register_load_state_dict_post_hook(_as_in_use)
+    if there and not needed:
+        saving = (layer._state_dict_pre_hooks, layer._state_dict_hooks)
+        loading = (layer._load_state_dict_pre_hooks, layer._load_state_dict_post_hooks)
+        for hooks in (*saving, *loading):
+            for key, hook in list(hooks.items()):
+                if getattr(hook, "hook", hook) in (_at_rest, _as_in_use):
+                    del hooks[key]
+
+
+# What there is
+
+
+def _layers_to_divide(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Module]:
+    found = adopt.named_layers(model, names)
+    without = {name: layer for name, layer in found.items() if not _buffers(layer)}
+    kept = {name: layer for name, layer in found.items() if name not in without}
+    if not kept or (without and names is not None):
+        raise ValueError(
+            f"add_domains: expected layers that keep running statistics, got "
+            f"{sites.in_words(without) or f'a {type(model).__name__} with no batch norm'}; build "
+            "them with track_running_stats=True, or name others"
+        )
+    return kept
+
+
+def _check(model: nn.Module, name: str, caller: str) -> None:
+    known = domains(model)
+    if name in known:
+        return
+    near = get_close_matches(str(name), known, 1)
+    remedy = f"did you mean {near[0]!r}?" if near else "add it with livella.add_domains"
+    raise ValueError(f"{caller}: expected one of the domains {list(known)}, got {name!r}; {remedy}")
+
+
+def _divided(model: nn.Module) -> Iterator[nn.Module]:
+    return (layer for layer in list(model.modules()) if has_domains(layer))
+
+
+def _held(layer: nn.Module) -> dict[str, nn.Module]:
+    held = layer._modules.get(CHILD)
+    if not isinstance(held, nn.ModuleDict):
+        return {}
+    return {name: each for name, each in held.items() if isinstance(each, Statistics)}
+
+
+def _own(layer: nn.Module) -> dict[str, Tensor]:
+    """Give what a layer keeps outside of all domains, wherever that is now."""
+    name = vars(layer).get(_IN_PLACE)
+    return _buffers(layer) if name is None else _tensors(_held(layer)[name]._buffers)
+
+
+def _in_use(layer: nn.Module) -> str | None:
+    name: str | None = vars(layer).get(_IN_USE)
+    return name
+
+
+def _buffers(layer: nn.Module) -> dict[str, Tensor]:
+    """Give what a layer keeps of its data: its buffers, but those no checkpoint has."""
+    kept = set(layer._buffers) - layer._non_persistent_buffers_set
+    return {name: each for name, each in _tensors(layer._buffers).items() if name in kept}
+
+
+def _tensors(buffers: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in buffers.items() if buffer is not None}
