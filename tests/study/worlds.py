@@ -8,6 +8,7 @@ from pathlib import Path
 
 from livella.study import sources
 from livella.study.claim import Scope
+from livella.study.corruptions import CORRUPTIONS, METHODS, SIZES, Corrupted
 from livella.study.models import Network
 from livella.study.store import Row
 from livella.study.trial import Outcome, Trial
@@ -144,6 +145,30 @@ def _inference(t: Trial, right: int) -> Outcome:
     return _probed(climbing(top=0.85), inference=points)
 
 
+def _shift(t: Trial, right: int) -> Outcome:
+    """A corruption costs accuracy; many examples, a blend of few, and tuning win some back."""
+    source, step = 0.8 - 0.05 * right, 0.05 * right
+    adapted = {("adapted", 64): source + step, ("tuned", 64): source + 2 * step}
+    adapted |= {("blended", 1): source + step, ("blended", 4): source + step}
+    found = Corrupted(
+        0.8,
+        dict.fromkeys(CORRUPTIONS, source),
+        {
+            (c, method, size): adapted.get((method, size), source)
+            for c in CORRUPTIONS
+            for method in METHODS
+            for size in SIZES
+        },
+    )
+    return _probed(climbing(), corrupted=(found.to_tuple(),))
+
+
+def _adaptation_harm(t: Trial, right: int) -> Outcome:
+    """Sorted by class, adaptation harms unless guarded; shifted, it helps all the same."""
+    step = 0.05 * right
+    return _probed(climbing(), streams=((0.9, 0.9 - step, 0.9, 0.8, 0.8 + step, 0.8 + step),))
+
+
 PAPER: dict[str, Callable[[Trial, int], Outcome]] = {
     "convergence": _convergence,
     "learning_rate": _learning_rate,
@@ -156,5 +181,7 @@ PAPER: dict[str, Callable[[Trial, int], Outcome]] = {
     "recurrent": _recurrent,
     "alternatives": _alternatives,
     "inference": _inference,
+    "shift": _shift,
+    "adaptation_harm": _adaptation_harm,
 }
 """By claim, the outcome of a trial in a world where its paper is right by so much."""

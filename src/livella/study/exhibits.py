@@ -11,17 +11,29 @@ from livella.study.verdict import estimate, judge, paired
 
 def fewer_errors(question: str, worse: Chosen, better: Chosen, margin: float) -> Finding:
     """Does `better` end with fewer test errors than `worse`, by more than the margin in points?"""
-    effect = estimate(paired(lambda a, b: a - b, worse.errors, better.errors))
+    return in_points(
+        question,
+        estimate(paired(lambda a, b: a - b, worse.errors, better.errors)),
+        f"test error of {worse.name} − of {better.name}",
+        margin,
+        f"Median test error: {worse.name}: {percent(worse.error)}; "
+        f"{better.name}: {percent(better.error)}.",
+    )
+
+
+def in_points(
+    question: str, effect: Estimate | None, effect_name: str, margin: float, summary: str
+) -> Finding:
+    """Is the effect, in percentage points, above the margin?"""
     return Finding(
         question=question,
         verdict=judge(effect, margin),
         effect=effect,
-        effect_name=f"test error of {worse.name} − of {better.name}",
+        effect_name=effect_name,
         unit="points",
         rule=f"Confirmed where the whole interval is above {margin:g}, contradicted below "
         f"−{margin:g}, not seen between the two.",
-        summary=f"Median test error: {worse.name}: {percent(worse.error)}; "
-        f"{better.name}: {percent(better.error)}.",
+        summary=summary,
     )
 
 

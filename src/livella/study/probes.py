@@ -6,6 +6,7 @@ A probe looks at one fixed batch in training mode and leaves the network as it f
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from livella.moments import Moments
 from livella.study import evaluate
+from livella.study.corruptions import Corrupted, sorted_and_shifted
 from livella.study.data import Dataset, Part
 from livella.study.models import Built
 
 PROBE_EXAMPLES = 256
 
-AT_THE_END = ("variance", "population")
+AT_THE_END = ("variance", "population", "corrupted", "streams")
 """Measured once, when the training is over; the others at every point of the curve."""
 
 Probe = Callable[[], tuple[float, ...]]
@@ -32,7 +34,8 @@ def make(kinds: str, built: Built, dataset: Dataset, batch: int = 1) -> dict[str
     - "shift", "gradients" and "variance" look at the first training examples;
     - "inference" at the test part, by the statistics of the training part and by those of test
       batches of this size;
-    - "population" at the validation and the test part by the statistics of the training part.
+    - "population" at the validation and the test part by the statistics of the training part;
+    - "corrupted" and "streams" at the test part as it is not, see `corruptions`.
     """
     train, validation, test = dataset.train, dataset.validation, dataset.test
     first = (train[0][:PROBE_EXAMPLES], train[1][:PROBE_EXAMPLES])
@@ -47,6 +50,10 @@ def make(kinds: str, built: Built, dataset: Dataset, batch: int = 1) -> dict[str
             )
         ),
         "population": lambda: lambda: evaluate.by_population(built.model, train, validation, test),
+        "corrupted": lambda: lambda: Corrupted.measure(built.model, dataset).to_tuple(),
+        "streams": lambda: (
+            lambda: tuple(itertools.chain(*sorted_and_shifted(built.model, dataset)))
+        ),
     }
     return {kind: makers[kind]() for kind in kinds.split("+") if kind}
 

@@ -32,17 +32,23 @@ class Contender:
     for_speed: bool = False
     """Choose the rate that learns fastest (mean validation accuracy over the budget) instead of
     the one that ends best."""
+    then_probe: str = ""
+    """What is measured once the rate is chosen, where that takes long."""
 
     def tuned(self, done: Done) -> list[Trial]:
         """The whole grid on the tuning seeds, then the best rate on all."""
         wanted = grid(self.trial, self.rates, self.seeds[:TUNING_SEEDS])
         if all(trial in done for trial in wanted):
-            wanted += grid(self.trial, (self.best_rate(done),), self.seeds)
+            wanted += grid(self._final, (self.best_rate(done),), self.seeds)
         return wanted
 
     def at(self, rate: float, done: Done) -> list[Outcome]:
         """The outcomes at a rate, in the order of the seeds; a failed trial is an empty one."""
-        return [done.get(trial, Outcome()) for trial in grid(self.trial, (rate,), self.seeds)]
+        return [done.get(trial, Outcome()) for trial in grid(self._final, (rate,), self.seeds)]
+
+    @property
+    def _final(self) -> Trial:
+        return dataclasses.replace(self.trial, probe=self.then_probe or self.trial.probe)
 
     def best_rate(self, done: Done) -> float:
         """The rate that did best on validation over the tuning seeds; the test part has no say.

@@ -76,6 +76,11 @@ class Outcome:
     """At the end alone: the validation and the test accuracy by population statistics."""
     variance: tuple[tuple[float, ...], ...] = ()
     """At the end alone, by layer: the variance of the layer's input with dropout over without."""
+    corrupted: tuple[tuple[float, ...], ...] = ()
+    """At the end alone: what `corruptions.Corrupted.from_tuple` reads."""
+    streams: tuple[tuple[float, ...], ...] = ()
+    """At the end alone, on the stream sorted by class, then on the shifted one: the test accuracy
+    as trained, adapted, and adapted under guard."""
     error: str = ""
     """The exception that ended the trial, if one did; nothing else is then filled."""
 

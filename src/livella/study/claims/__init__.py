@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from livella.study.claim import Claim
 from livella.study.claims import (
+    adaptation_harm,
     alternatives,
     batch_size,
     convergence,
@@ -15,6 +16,7 @@ from livella.study.claims import (
     non_iid,
     recurrent,
     regularization,
+    shift,
 )
 
 CLAIMS: tuple[Claim, ...] = (
@@ -27,6 +29,8 @@ CLAIMS: tuple[Claim, ...] = (
     batch_size.CLAIM,
     non_iid.CLAIM,
     inference.CLAIM,
+    shift.CLAIM,
+    adaptation_harm.CLAIM,
     recurrent.CLAIM,
     alternatives.CLAIM,
 )

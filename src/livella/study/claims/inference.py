@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from statistics import fmean
 
+from livella.study import exhibits
 from livella.study.claim import Claim, Done, Evidence, Scope
 from livella.study.models import Network
 from livella.study.results import Axis, Estimate, Figure, Finding, Paper, Series, Table
 from livella.study.sweep import grid
 from livella.study.trial import Outcome, Trial
-from livella.study.verdict import estimate, judge, paired
+from livella.study.verdict import estimate, paired
 
 STEPS = 150
 EVALUATIONS = 10
@@ -88,15 +89,12 @@ def _assess(scope: Scope, done: Done) -> Evidence:
 def _fewer(question: str, found: dict[str, Errors], setup: str, worse: int, better: int) -> Finding:
     effect = _difference(found[setup], worse, better)
     said = "; ".join(f"{name}: {_median(found[setup], k)}" for k, name in enumerate(STATISTICS))
-    return Finding(
-        question=question,
-        verdict=judge(effect, MARGIN),
-        effect=effect,
-        effect_name=f"test error by {STATISTICS[worse]} − by {STATISTICS[better]}",
-        unit="points",
-        rule=f"Confirmed where the whole interval is above {MARGIN:g}, contradicted below "
-        f"−{MARGIN:g}, not seen between the two.",
-        summary=f"Median test error during training ({setup}): {said}.",
+    return exhibits.in_points(
+        question,
+        effect,
+        f"test error by {STATISTICS[worse]} − by {STATISTICS[better]}",
+        MARGIN,
+        f"Median test error during training ({setup}): {said}.",
     )
 
 
