@@ -120,6 +120,14 @@ class Scatter:
         of_variance = torch.stack([shift.square() - variance, -2 * shift, one], dim=1)
         return of_mean, of_variance
 
+    def variance_of_mean(self, moments: Moments) -> Tensor:
+        """Give the variance of the mean of one sample, (C,); that of n samples has it over n.
+
+        It is σ² over the independent values that a sample is worth.
+        """
+        along = _along(self.spread, self._directions(moments)[0])
+        return along.square() / max(1, self.samples - 1) / self.mean[:, 0].square()
+
     def excess(self, moments: Moments) -> float:
         """How much more the batches differ than independent samples let them; one where not.
 

@@ -21,12 +21,17 @@ def write(result: StudyResult, directory: Path) -> Path:
     Raises:
         OSError: If the directory or a file cannot be written.
     """
-    record = json.dumps(_strict(result.to_dict()), allow_nan=False, ensure_ascii=False, indent=2)
     page = render(result)
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / "report.json", record + "\n")
-    _replace(directory / "report.html", page)
+    replace(directory / "report.json", record(result.to_dict()))
+    replace(directory / "report.html", page)
     return directory / "report.html"
+
+
+def record(values: dict[str, Any]) -> str:
+    """Give plain values as JSON, in which NaN and infinity are null."""
+    text = json.dumps(_strict(values), allow_nan=False, ensure_ascii=False, indent=2)
+    return text + "\n"
 
 
 def _strict(value: Any) -> Any:
@@ -39,7 +44,7 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
     """Write beside the path, make it last, and only then put it in the path's place."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

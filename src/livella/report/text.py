@@ -40,101 +40,103 @@ def render(result: StudyResult) -> RenderableType:
 
 
 def _asked(result: StudyResult) -> Iterator[RenderableType]:
-    yield _facts(
-        ("data", _text(result.data)),
-        ("model", _text(result.model)),
-        ("seeds", _text(str(result.seeds))),
+    yield facts(
+        ("data", safe(result.data)),
+        ("model", safe(result.model)),
+        ("seeds", safe(str(result.seeds))),
     )
 
 
 def _glance(result: StudyResult) -> Iterator[RenderableType]:
-    yield _heading("The verdicts at a glance")
+    yield heading("The verdicts at a glance")
     if not result.claims:
-        yield _text("No claim was run.")
+        yield safe("No claim was run.")
     for claim in result.claims:
         grid = Grid.grid(padding=(0, 2, 0, 0), expand=True)
         grid.add_column(width=_VERDICT_WIDTH)
         grid.add_column(ratio=1)
         for finding in claim.findings:
             grid.add_row(_verdict(finding.verdict), _at_a_glance(finding))
-        yield Padding(Group(_text(claim.title, "bold"), grid), (1, 0, 0, 0))
+        yield Padding(Group(safe(claim.title, "bold"), grid), (1, 0, 0, 0))
 
 
 def _at_a_glance(finding: Finding) -> RenderableType:
     line = Grid.grid(padding=(0, 2, 0, 0), expand=True)
     line.add_column(ratio=1)
     line.add_column(justify="right", no_wrap=True)
-    line.add_row(_text(finding.question), _effect(finding))
-    return Group(line, _text(finding.summary, "dim"))
+    line.add_row(safe(finding.question), _effect(finding))
+    return Group(line, safe(finding.summary, "dim"))
 
 
 def _claims(result: StudyResult) -> Iterator[RenderableType]:
     for claim in result.claims:
-        yield _heading(claim.title)
-        yield _text(claim.question, "italic")
+        yield heading(claim.title)
+        yield safe(claim.question, "italic")
         yield Padding(_table(claim.table), (1, 0))
         yield _beside_the_papers(claim)
 
 
 def _beside_the_papers(claim: ClaimResult) -> RenderableType:
     ours = (
-        ("here", Text.assemble(_effect(finding), "  ", _text(finding.effect_name)))
+        ("here", Text.assemble(_effect(finding), "  ", safe(finding.effect_name)))
         for finding in claim.findings
     )
     papers = (
-        ("paper", Text.assemble(_text(paper.finding), " ", _text(f"({paper.source})", "dim")))
+        ("paper", Text.assemble(safe(paper.finding), " ", safe(f"({paper.source})", "dim")))
         for paper in claim.papers
     )
-    return _facts(*ours, *papers)
+    return facts(*ours, *papers)
 
 
 def _table(table: Table) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, column in enumerate(table.columns):
-        grid.add_column(_text(column), justify="right" if index else "left", overflow="fold")
+        grid.add_column(safe(column), justify="right" if index else "left", overflow="fold")
     for name, cells in table.rows:
-        grid.add_row(_text(name), *(_cell(cell) for cell in cells))
+        grid.add_row(safe(name), *(_cell(cell) for cell in cells))
     return grid
 
 
 def _cell(cell: Estimate | str | None) -> Text:
     if cell is None:
-        return _text(wording.MISSING, "dim")
+        return safe(wording.MISSING, "dim")
     if isinstance(cell, str):
-        return _text(cell)
+        return safe(cell)
     median, interval = wording.estimate(cell)
     return Text.assemble(median, " " if interval else "", (interval, "dim"))
 
 
 def _rest(result: StudyResult) -> Iterator[RenderableType]:
     if result.left_out:
-        yield _heading("Left out")
-        yield _facts(*((claim.name, _text(claim.reason)) for claim in result.left_out))
+        yield heading("Left out")
+        yield facts(*((claim.name, safe(claim.reason)) for claim in result.left_out))
     if result.notes:
-        yield _heading("Notes")
-        yield _facts(*(("•", _text(note)) for note in result.notes))
+        yield heading("Notes")
+        yield facts(*(("•", safe(note)) for note in result.notes))
     computing = wording.duration(result.computed)
-    yield _heading("The run")
-    yield _facts(
-        ("trials", _text(f"{result.trials_run:,} run, {result.trials_reused:,} reused")),
+    yield heading("The run")
+    yield facts(
+        ("trials", safe(f"{result.trials_run:,} run, {result.trials_reused:,} reused")),
         (
             "time",
-            _text(f"{wording.duration(result.seconds)} here, {computing} of computing in all"),
+            safe(f"{wording.duration(result.seconds)} here, {computing} of computing in all"),
         ),
-        *((name, _text(value)) for name, value in result.provenance.items()),
+        *((name, safe(value)) for name, value in result.provenance.items()),
     )
 
 
-def _heading(title: str) -> RenderableType:
-    return Padding(Rule(_text(title, "bold"), align="left", style="dim"), (1, 0, 0, 0))
+def heading(title: str) -> RenderableType:
+    """Draw a title with a rule."""
+    return Padding(Rule(safe(title, "bold"), align="left", style="dim"), (1, 0, 0, 0))
 
 
-def _facts(*facts: tuple[str, Text]) -> Grid:
+def facts(*named: tuple[str, Text]) -> Grid:
+    """Draw names with what is to be said of them."""
     grid = Grid.grid(padding=(0, 2, 0, 0))
     grid.add_column()
     grid.add_column(ratio=1)
-    for name, value in facts:
-        grid.add_row(_text(name, "dim"), value)
+    for name, value in named:
+        grid.add_row(safe(name, "dim"), value)
     return grid
 
 
@@ -144,11 +146,11 @@ def _verdict(verdict: Verdict) -> Text:
 
 def _effect(finding: Finding) -> Text:
     if finding.effect is None or math.isnan(finding.effect.median):
-        return _text("no number", "dim")
-    return _text(str(wording.estimate(finding.effect, finding.unit)), "bold")
+        return safe("no number", "dim")
+    return safe(str(wording.estimate(finding.effect, finding.unit)), "bold")
 
 
-def _text(text: str, style: str = "") -> Text:
+def safe(text: str, style: str = "") -> Text:
     """The text as it stands: no markup is read in it, and no escape sequence survives."""
     return Text("".join("�" if _controls(character) else character for character in text), style)
 

@@ -1,0 +1,190 @@
+"""What is wrong with the normalization of a model, and which layer is to blame."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from livella import provenance
+from livella.diagnosis import attribute, facts, measure
+from livella.diagnosis.checks import CHECKS, findings_of
+from livella.diagnosis.measure import Data, Loss, Met
+from livella.diagnosis.records import Advice, Layer, Record, Seen
+from livella.diagnosis.remedies import REMEDIES
+from livella.model import feeding
+from livella.model.estimate import LayerEstimate
+from livella.model.feeding import Forward
+from livella.report import files, inspection_html, inspection_text, sarif
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection(Record):
+    """An inspection: what was seen, and what was found; `print` it."""
+
+    @property
+    def measurements(self) -> tuple[Layer, ...]:
+        """Every layer with its figures, in the order of the calls."""
+        return self.seen.layers
+
+    def to_json(self) -> str:
+        """Give all of it as JSON; numbers that are not finite are null."""
+        return files.record(self.to_dict())
+
+    def to_html(self) -> str:
+        """Give a page that needs nothing else."""
+        return inspection_html.render(self)
+
+    def to_sarif(self, file: str = "") -> str:
+        """Give the findings as SARIF 2.1.0, for code hosts; `file` is where the model is."""
+        return sarif.render(self, file)
+
+    def __str__(self) -> str:
+        """Say what matters most first, then all layers in a table."""
+        return inspection_text.plain(self)
+
+
+def inspect(
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    deploy: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    forward: Forward | None = None,
+    progress: bool | None = None,
+) -> Inspection:
+    """Look at every normalization of a model, say what is wrong with it and what it costs.
+
+    Without batches, what is stored is read: values, settings, precision. With batches of training,
+    as it takes them, three passes measure what each layer meets and how the model does by its
+    running statistics, by those of the data, and by those of each batch; the gap is shared out
+    among the layers that show a difference. The checks then judge: see `livella.diagnosis.checks`.
+
+    The model is left bit for bit as it was, whatever happens: mode, statistics, counters, random
+    state. It runs in evaluation mode but for two batches with dropout, if it has any. Memory does
+    not grow with the number of batches.
+
+    Args:
+        model: any module; the one inside `DistributedDataParallel` or `torch.compile` is used.
+        batches: those that training takes, of any form that `estimate_population` takes, in a form
+            that can be read more than once; their size is part of what is judged.
+        deploy: batches of the data met in use, likewise, to compare with those of training.
+        loss: loss(output, batch), a scalar, the mean over the batch. Default: cross-entropy where
+            a batch holds class numbers that fit the output, else the distance of the outputs from
+            those by the data's statistics.
+        optimizer: to look for weight decay on γ and β.
+        forward: called as forward(model, batch) instead of the model.
+        progress: show a bar. Default: if standard error is a terminal.
+
+    Returns:
+        The inspection: `.findings`, the worst first, `.measurements` by layer, `.to_html()`,
+        `.to_json()`, `.to_sarif()`; `print` it.
+
+    Raises:
+        ValueError: no normalization over channels, no batches, NaN or infinity in a layer's input.
+        TypeError: batches that can be read only once, or of no known form.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.99))
+        >>> [finding.check for finding in inspect(model).findings]
+        ['never_updated', 'momentum']
+
+    """
+    for name, given in (("batches", batches), ("deploy", deploy)):
+        if isinstance(given, Iterator):
+            raise TypeError(
+                f"inspect: got an iterator as {name}, which can be read once, where it is read "
+                "several times; pass a loader or a list"
+            )
+    if deploy is not None and batches is None:
+        raise ValueError("inspect: deployment data are compared with those of training; pass both")
+    model = feeding.unwrap(model)
+    layers = facts.layers_of(model, optimizer)
+    if not layers:
+        raise ValueError(
+            f"inspect: expected a model with normalizations over channels, got a "
+            f"{type(model).__name__} with none"
+        )
+    seen = Seen(
+        model=type(model).__name__,
+        layers=layers,
+        training=model.training,
+        processes=facts.processes(),
+        unequal=facts.unequal(model),
+        dropout=facts.active_dropout(model),
+    )
+    if batches is not None:
+        data = Data(model, batches, forward or feeding.feed, progress)
+        seen = _with_data(seen, data, loss)
+        if deploy is not None:
+            seen = _with_deployment(seen, dataclasses.replace(data, batches=deploy))
+    findings = findings_of(seen)
+    return Inspection(
+        seen,
+        findings,
+        checks={check.__name__: check.__doc__ or "" for check in CHECKS},
+        remedies={f.remedy: _advice(f.remedy) for f in findings if f.remedy},
+        provenance=provenance.of_run(torch.get_num_threads()),
+    )
+
+
+def _advice(remedy: str) -> Advice:
+    return Advice(REMEDIES[remedy].safety.value, REMEDIES[remedy].advice)
+
+
+def _with_data(seen: Seen, data: Data, loss: Loss | None) -> Seen:
+    norms = measure.batch_norms(data.model)
+    met = measure.by_batch(data, norms, loss, "what layers meet")
+    gap = measure.gap(data, met)
+    shares = attribute.shares(data, met, attribute.suspects(met))
+    layers = [measure.told(layer, met, data.model) for layer in seen.layers]
+    order = list(met.calls)
+    layers.sort(key=lambda each: order.index(each.name) if each.name in order else len(order))
+    looked = _looked_at(data, met, norms, seen.dropout)
+    return dataclasses.replace(
+        seen,
+        layers=tuple(_with_looks(layer, looked, shares) for layer in layers),
+        samples=sum(met.sizes),
+        batch=met.usual,
+        unreached=tuple(name for name in norms if name not in met.estimates),
+        gap=gap,
+    )
+
+
+Looks = tuple[dict[str, float], dict[str, float]]
+"""By layer: the variance with dropout over that without, and the size of the gradient."""
+
+
+def _looked_at(
+    data: Data, met: Met, norms: dict[str, _NormBase], dropout: tuple[str, ...]
+) -> Looks:
+    ratios = measure.dropout_ratios(data, norms, dropout) if dropout else {}
+    return ratios, measure.gradients(data, met, norms)
+
+
+def _with_looks(layer: Layer, looked: Looks, shares: dict[str, float]) -> Layer:
+    if layer.measured is None:
+        return layer
+    dropout, gradient = (each.get(layer.name) for each in looked)
+    more = dataclasses.replace(layer.measured, dropout=dropout, gradient=gradient)
+    return dataclasses.replace(layer, measured=more, share=shares.get(layer.name))
+
+
+def _with_deployment(seen: Seen, data: Data) -> Seen:
+    norms = measure.batch_norms(data.model)
+    met = measure.by_batch(data, norms, None, "deployment")
+    layers = [_against(layer, met.estimates.get(layer.name)) for layer in seen.layers]
+    return dataclasses.replace(seen, layers=tuple(layers), deployed=sum(met.sizes))
+
+
+def _against(layer: Layer, deployed: LayerEstimate | None) -> Layer:
+    """How far the deployment data are from those of training, in σ of training."""
+    if layer.measured is None or deployed is None:
+        return layer
+    shifted = measure.between(layer.measured, deployed.moments, layer.eps)
+    return dataclasses.replace(layer, shifted=shifted)
