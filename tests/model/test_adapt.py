@@ -203,12 +203,50 @@ def test_an_update_gives_the_output_of_the_model_as_it_then_is():
 def test_a_single_sample_and_an_empty_batch():
     model = small(0)
     adaptation = adapt(model, [images(1, 0)], decay=0.9)
-    before = state(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adaptation.update(images(0, 0))
     assert all(torch.isfinite(layer.running_var).all() for layer in layers(model))
-    assert before.keys() == state(model).keys()
+    before = state(model)
+    with pytest.raises(ValueError, match="no samples"):
+        adaptation.update(images(0, 0))
+    assert_untouched(model, before)
+
+
+class Once:
+    """Can be read once, but is no iterator."""
+
+    def __init__(self, batches):
+        self.rest = iter(batches)
+
+    def __iter__(self):
+        return self.rest
+
+
+@pytest.mark.parametrize("batches", [[images(0)], Once([images(8), images(8)])])
+def test_data_that_give_nothing_end_with_an_error(batches):
+    model = small()
+    before = state(model)
+    with pytest.raises(ValueError, match=r"no samples|no batches"):
+        adapt(model, batches)
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("change", [nn.Module.double, nn.Module.bfloat16])
+def test_it_reverts_after_a_change_of_dtype(change):
+    model = small()
+    before = change(copy.deepcopy(model)).state_dict()
+    adaptation = adapt(model, [images(offset=2.0)], entropy_rate=1e-2)
+    change(model)
+    adaptation.revert()
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_it_reverts_after_buffers_were_replaced():
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    adaptation = adapt(model, [images(offset=2.0)])
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    adaptation.revert()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_an_iterator_is_a_stream_and_no_set():
@@ -436,6 +474,77 @@ def test_a_failed_update_leaves_the_state_before_it():
     once = adapt(other, [images(16)], decay=0.9)
     x = images(16, seed=3)
     torch.testing.assert_close(adaptation.update(x), once.update(x))
+
+
+def test_an_update_that_fails_late_takes_back_all_that_came_before():
+    """The guard has looked, statistics and γ are written: the last look at the output fails."""
+    model, fails = small(), []
+
+    def logits(output):
+        if fails and fails[0] == 0:
+            raise RuntimeError("late")
+        if fails:
+            fails[0] -= 1
+        return output
+
+    def begun(model, logits):
+        return livella.adapt(model, [images(64, seed=7)], decay=0.9, entropy_rate=1e-2,
+                             logits=logits, progress=False)  # fmt: skip
+
+    adaptation = begun(model, logits)
+    before, samples = state(model), adaptation.samples
+    for calls in (0, 1, 2):
+        fails[:] = [calls]
+        with pytest.raises(RuntimeError, match="late"):
+            adaptation.update(images(16, seed=3))
+        assert_untouched(model, before)
+        assert (adaptation.samples, adaptation._watch.samples) == (samples, 64)
+    fails.clear()
+    other = small()
+    once = begun(other, lambda output: output)
+    x = images(16, seed=4)
+    torch.testing.assert_close(adaptation.update(x), once.update(x))
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_one_score_a_sample_is_refused_and_made_two():
+    model = small()
+    model.append(nn.Linear(model(images(2)).shape[1], 1))
+    model.eval()
+    with pytest.raises(TypeError, match="two classes or more"):
+        livella.adapt(model, [images()], progress=False)
+    two = lambda output: torch.cat([-output, output], 1) / 2  # noqa: E731
+    livella.adapt(model, [images(offset=0.1)], logits=two, progress=False)
+
+
+def test_tuning_leaves_what_freeze_froze():
+    model = small()
+    first, *_ = layers(model)
+    livella.freeze(first, statistics=False)
+    before = copy.deepcopy(model.state_dict())
+    adapt(model, [images(offset=1.0)], entropy_rate=1e-1)
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    frozen = {f"{name}.weight" for name, layer in model.named_modules() if layer is first}
+    tuned = {name for name in changed if name.endswith("weight")}
+    assert tuned
+    assert not tuned & frozen
+
+
+def test_a_large_batch_is_judged_too():
+    """Batches of a window each: whether they differ is still to be told."""
+    model = small()
+    x = [images(256, offset=3.0 * (-1) ** k, seed=k) for k in range(12)]
+    with pytest.warns(UserWarning, match="correlated"):
+        adaptation = livella.adapt(model, x, decay=0.9, progress=False)
+    assert adaptation.samples == 0
+    assert adaptation.declined
+
+
+def test_memory_does_not_grow_with_a_set():
+    model = small()
+    adaptation = livella.adapt(model, [images(32, seed=k) for k in range(20)], progress=False)
+    assert not adaptation._watch.looks
 
 
 def test_a_set_takes_no_updates():

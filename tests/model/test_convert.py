@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import livella
 from livella.model.joint import Joint
@@ -389,3 +390,149 @@ def test_nan_in_calibration_names_the_layer():
     x[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"layer '1' \(GroupNorm\) met NaN"):
         convert(network(), "group", calibrate=[x])
+
+
+# What happens to the model meanwhile
+
+
+@pytest.mark.parametrize("back", ["convert", "revert"])
+@pytest.mark.parametrize("kind", ["group", "none", "moving_average", "instance", "batch"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_change_of_dtype_meanwhile_reaches_what_lay_aside(dtype, kind, back):
+    model, expected = network(), network().to(dtype)
+    conversion = convert(model, kind)
+    model.to(dtype)
+    if back == "convert":
+        convert(model, "torch")
+    else:
+        conversion.revert()
+    x = images(4).to(dtype)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert torch.equal(model(x), expected(x))
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+        assert model.state_dict()[name].dtype == value.dtype
+
+
+def trained_as_group(optimizer=False):
+    model = network()
+    convert(model, "group")
+    with torch.no_grad():
+        model[3].weight.mul_(1.5)
+    return model
+
+
+@pytest.mark.filterwarnings("default")
+def test_statistics_from_before_a_training_are_told_and_measured():
+    with pytest.warns(UserWarning, match=r"trained since the running statistics of 1, 4"):
+        livella.convert(trained_as_group(), "torch")
+    model, data = trained_as_group(), [images(64)]
+    livella.convert(model, "torch", calibrate=data, progress=False)
+    estimate = livella.estimate_population(model, data, progress=False)
+    for name in ("1", "4"):
+        torch.testing.assert_close(
+            model.get_submodule(name).running_var, estimate.layers[name].variance.float()
+        )
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_untrained_round_trip_warns_of_nothing():
+    model = network()
+    for kind in ("group", "batch", "torch"):
+        livella.convert(model, kind)
+
+
+def test_a_pruned_layer_is_left():
+    model = network()
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    wanted = model(images(2))
+    conversion = convert(model, "batch")
+    assert "weight_mask" in conversion.left["1"]
+    torch.testing.assert_close(model(images(2)), wanted)
+
+
+class Lengths(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), nn.BatchNorm1d(8))
+
+    def forward(self, x):
+        return self.inner(x).transpose(1, 2)
+
+
+def test_outputs_of_other_lengths_and_of_one_dimension_are_compared():
+    model = Lengths().eval()
+    data = [torch.randn(4, 3, length) for length in (10, 12)]
+    assert convert(model, "group", calibrate=data).change[0] > 0
+    flat = network()
+    conversion = convert(flat, "group", calibrate=[images(32)],
+                         forward=lambda m, x: m(x)[:, 0])  # fmt: skip
+    assert conversion.change[0] > 0
+
+
+@pytest.mark.parametrize("data", [[torch.zeros(0, 3, 10, 10)], "once"])
+def test_no_samples_to_calibrate_on_is_an_error(data):
+    class Once:
+        rest = iter([images(8)])
+
+        def __iter__(self):
+            return self.rest
+
+    model = network()
+    before = whole(model)
+    with pytest.raises(ValueError, match="convert: got no"):
+        convert(model, "group", calibrate=Once() if data == "once" else data)
+    assert_same(before, model)
+
+
+def test_a_users_hooks_act_once_in_calibration():
+    seen = []
+    model = network()
+    model[1].register_forward_pre_hook(lambda _layer, args: (args[0] * 3,))
+    model[1].register_forward_hook(lambda _layer, _args, out: seen.append(1))
+    plain = network()
+    plain.insert(1, nn.Identity())
+    plain[1].register_forward_hook(lambda _layer, _args, out: out * 3)
+    data = [images(64)]
+    hooked = convert(model, "instance", calibrate=data).change
+    assert hooked == pytest.approx(convert(plain, "instance", calibrate=data).change)
+
+
+def test_reverting_twice_and_with_more_groups_gives_the_optimizer_back():
+    model = network().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+
+    def train():
+        optimizer.zero_grad()
+        model(images(8)).square().mean().backward()
+        optimizer.step()
+
+    train()
+    state = copy.deepcopy(optimizer.state_dict())
+    conversion = convert(model, "group", optimizer=optimizer)
+    train()
+    extra = nn.Parameter(torch.zeros(1))
+    optimizer.add_param_group({"params": [extra]})
+    assert conversion.revert().revert() is conversion
+    assert optimizer.param_groups.pop()["params"] == [extra]
+    after = optimizer.state_dict()
+    assert after["param_groups"] == state["param_groups"]
+    for number, before in state["state"].items():
+        assert all(torch.equal(before[k], after["state"][number][k]) for k in before)
+
+
+def test_names_in_an_optimizer_follow_and_lbfgs_is_refused():
+    model = network()
+    optimizer = torch.optim.Adam(model.named_parameters())
+    convert(model, "none", optimizer=optimizer)
+    (group,) = optimizer.param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert group["param_names"] == [names[id(p)] for p in group["params"]]
+    with pytest.raises(TypeError, match="LBFGS"):
+        convert(network(), "rms", optimizer=torch.optim.LBFGS(network().parameters()))
+
+
+@pytest.mark.filterwarnings("default")
+def test_new_parameters_are_told():
+    with pytest.warns(UserWarning, match=r"new parameters: 1\.alpha, 4\.alpha"):
+        livella.convert(network(), "dynamic_tanh")

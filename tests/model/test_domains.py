@@ -136,7 +136,10 @@ def test_contexts_nest_and_leave_as_they_found_even_after_an_error():
         fail_inside()
     assert model[1].running_mean.data_ptr() == own
     assert all(".domains.night." in name for name in differing(before, state(model)))
-    assert not model[1]._state_dict_hooks
+    left = vars(model[1])
+    hooks = [name for name in left if name.endswith(("_hooks", "_pre_hooks")) and left[name]]
+    assert not hooks
+    assert not [name for name in left if name.startswith("_livella")]
 
 
 def test_a_copy_made_inside_stays_in_the_domain():
@@ -173,17 +176,118 @@ def test_what_measures_and_writes_statistics_does_so_for_the_domain_in_use():
     assert all(".domains.day." in name for name in differing(before, state(model)))
 
 
-def test_what_rests_keeps_its_precision_where_the_layer_rounds():
-    model = divided()
+@pytest.mark.parametrize("kind", ["torch", "guarded", "moving average"])
+def test_a_domain_has_the_precision_of_its_layer_and_keeps_it_in_use(kind):
+    model = divided("moving average" if kind == "moving average" else "ours")
+    if kind == "guarded":
+        livella.remove_domains(model)
+        livella.set_update_policy(model, "guarded")
+        livella.add_domains(model, ["day", "night"])
     with livella.domain(model, "night"):
         train(model, 5.0)
-    exact = state(model)["1.domains.night.running_mean"]
+    exact = state(model)
     model.to(torch.bfloat16).eval()
-    assert torch.equal(state(model)["1.domains.night.running_mean"], exact)
+    saved = state(model)
+    for name, value in saved.items():
+        if ".domains." in name:
+            own = saved[name.replace(".domains.night", "").replace(".domains.day", "")]
+            assert value.dtype == own.dtype
+            if kind != "torch":
+                assert torch.equal(value, exact[name])
+    tensors = {id(buffer) for buffer in model.buffers()}
     with livella.domain(model, "night"):
-        assert model[1].running_mean.dtype == torch.bfloat16
         assert model(torch.randn(2, 3, dtype=torch.bfloat16)).isfinite().all()
-    assert state(model.double())["1.domains.night.running_mean"].dtype == torch.float64
+    assert not differing(saved, state(model))
+    assert {id(buffer) for buffer in model.buffers()} == tensors
+
+
+def test_domains_come_from_meta_and_may_have_any_name():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.BatchNorm1d(4))
+        livella.add_domains(model, ["train", "type", "running_mean", "1"])
+    model = model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_running_stats"):
+            module.reset_running_stats()
+    assert livella.domains(model) == ("train", "type", "running_mean", "1")
+    with livella.domain(model, "train"):
+        model.train()(torch.randn(8, 4))
+    assert "0.domains.train.running_mean" in model.state_dict()
+
+
+def into_night(model, x):
+    with livella.domain(model, "night"):
+        return model(x)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda m, b: livella.adapt(m, b, guard=False, forward=into_night),
+        lambda m, b: livella.adapt(m, b, decay=0.9, guard=False, forward=into_night),
+        lambda m, b: livella.estimate_population(m, b, forward=into_night),
+    ],
+)
+def test_a_domain_is_not_entered_inside_a_pass_that_measures(measure):
+    model = divided()
+    before = state(model)
+    with pytest.raises(ValueError, match="cannot be entered while statistics are measured"):
+        measure(model, [5 + torch.randn(64, 3)])
+    assert not differing(before, state(model))
+    with livella.domain(model, "night"):
+        pass
+
+
+def test_a_step_is_taken_back_in_a_domain_entered_inside():
+    model = divided().train()
+    before = state(model)
+    with livella.step(model) as step:
+        into_night(model, 5 + torch.randn(16, 3))
+        assert differing(before, state(model))
+        step.take_back()
+    assert not differing(before, state(model))
+
+
+def test_updates_are_gathered_for_one_domain_at_a_time():
+    model, x = divided().train(), [50 + torch.randn(16, 3) for _ in range(2)]
+    before = state(model)
+
+    def loss(m, batch):
+        return into_night(m, batch).square().mean()
+
+    def pooled():
+        with livella.pooled_updates(model):
+            into_night(model, x[0])
+
+    for gather in (pooled, lambda: livella.accumulate(model, x, loss)):
+        with pytest.raises(ValueError, match="cannot be entered inside"):
+            gather()
+        assert not differing(before, state(model))
+    with livella.domain(model, "night"), livella.pooled_updates(model):
+        for batch in x:
+            model(batch)
+    changed = differing(before, state(model))
+    assert changed
+    assert all(".domains.night." in name for name in changed)
+    assert state(model)["1.domains.night.num_batches_tracked"] == 4
+
+
+def test_handles_know_the_domain_that_they_belong_to():
+    model = divided()
+    before, x = state(model), 5 + torch.randn(64, 3)
+    with livella.domain(model, "night"):
+        adaptation = livella.adapt(model, [x], decay=0.9, guard=False)
+        estimate = livella.estimate_population(model, [x])
+    for elsewhere in (lambda: adaptation.update(x), estimate.apply):
+        with pytest.raises(ValueError, match="'night'"):
+            elsewhere()
+    adaptation.revert()
+    assert not differing(before, state(model))
+    with livella.domain(model, "night"):
+        estimate.apply()
+    with livella.domain(model, "day"):
+        estimate.revert()
+    assert not differing(before, state(model))
 
 
 def test_layers_without_the_domain_use_their_own_statistics():
@@ -214,6 +318,12 @@ def test_domains_are_added_within_a_domain_and_removed():
             livella.remove_domains(model)
     with livella.domain(model, "dusk"):
         assert torch.equal(model[1].running_mean, own)
+    with (
+        livella.domain(model, "day"),
+        livella.domain(model, "night"),
+        pytest.raises(ValueError, match="'day' is in use"),
+    ):
+        livella.remove_domains(model, "day")
     livella.remove_domains(model, "day")
     assert livella.domains(model) == ("night", "dusk")
     livella.remove_domains(model)
@@ -276,7 +386,12 @@ def test_two_worlds_in_one_network_want_two_sets():
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [([""], "without dots"), (["a.b"], "without dots"), (["dusk", "night"], "already")],
+    [
+        ([""], "without dots"),
+        (["a.b"], "without dots"),
+        ([1], "without dots"),
+        (["dusk", "night"], "already"),
+    ],
 )
 def test_bad_names_are_refused_and_nothing_is_added(names, message):
     model = divided()
@@ -287,10 +402,16 @@ def test_bad_names_are_refused_and_nothing_is_added(names, message):
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False), nn.GroupNorm(1, 2)]
+    "layer",
+    [
+        nn.Linear(2, 2),
+        nn.BatchNorm1d(2, track_running_stats=False),
+        nn.GroupNorm(1, 2),
+        livella.nn.BatchNormLSTM(2, 3),
+    ],
 )
 def test_a_network_without_running_statistics_is_refused(layer):
-    with pytest.raises(ValueError, match="keep running statistics"):
+    with pytest.raises(ValueError, match="that keep running statistics"):
         livella.add_domains(nn.Sequential(layer), ["day"])
 
 

@@ -1,6 +1,7 @@
 """Corruptions stay in the range of the data, and the probes leave the network as it was."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -106,11 +107,12 @@ def test_accuracies_go_into_plain_numbers_and_back():
         Corrupted.from_tuple(values[:-1])
 
 
-def planted(count=300):
+def planted(count=300, noise=0.0):
     """Three classes that are bright in another corner, with a network that knows them."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(count) % 3
     x = 0.2 * torch.rand(count, 3, 8, 8, generator=generator)
+    x += noise * torch.rand(count, 3, 1, 1, generator=generator)
     x[torch.arange(count), y] += 0.6
     model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
     with torch.no_grad():
@@ -129,21 +131,60 @@ def few_batches(monkeypatch):
 @pytest.mark.usefixtures("few_batches")
 def test_both_probes_leave_the_network_as_it_was():
     model, dataset = planted()
+    model.train()
+    model[1].eval()
     before = copy.deepcopy(model.state_dict())
-    built = models.Built(model.train(), ())
-    for name, probe in probes.make("corrupted+streams", built, dataset).items():
-        assert all(0 <= value <= 1 for value in probe()), name
+    modes = [module.training for module in model.modules()]
+    for probe in probes.make("corrupted+streams", models.Built(model, ()), dataset).values():
+        probe()
     after = model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+    assert [module.training for module in model.modules()] == modes
     assert all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.usefixtures("few_batches")
-def test_a_network_that_knows_the_data_is_seen_to():
-    model, dataset = planted()
+def test_every_number_is_that_of_its_own_method_corruption_and_size(monkeypatch):
+    """Against each way written out anew: one condition, with what is known of the network."""
+    monkeypatch.setattr(corruptions, "BATCHES", {1: 6, 4: 6, 16: 4, 64: 2})
+    model, dataset = planted(noise=0.5)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, 0.8, 1.2]))
     found = Corrupted.measure(model, dataset)
-    assert found.clean == 1
-    assert found.adapted[Corruption("contrast", 1), "blended", 64] == 1
+    x, y = corruptions._drawn(dataset.test, 128)
+    span, norm = Span.of(dataset.train[0]), model[0]
+    mean, var = norm.running_mean, norm.running_var
+
+    def right(x, y, mean, var):
+        z = (x - mean[:, None, None]) / (var + norm.eps).sqrt()[:, None, None]
+        z = z * norm.weight[:, None, None] + norm.bias[:, None, None]
+        return (model[3](z.mean((2, 3))).argmax(1) == y).float()
+
+    assert found.clean == pytest.approx(float(right(x, y, mean, var).mean()))
+    for corruption in (Corruption("contrast", 3), Corruption("brightness", 2)):
+        shifted = span.corrupt(x, corruption)
+        assert found.source[corruption] == pytest.approx(float(right(shifted, y, mean, var).mean()))
+        for (method, prior), size in itertools.product((("adapted", 0), ("blended", 16)), SIZES):
+            if prior + size == 1:  # one map by its own moments: every mean is the same
+                continue
+            parts = []
+            for k in range(corruptions.BATCHES[size]):
+                batch = slice(k * size, (k + 1) * size)
+                part, s = shifted[batch], size / (prior + size)
+                m = s * part.mean((0, 2, 3)) + (1 - s) * mean
+                v = s * part.var((0, 2, 3), unbiased=False) + (1 - s) * var
+                parts.append(right(part, y[batch], m, v))
+            expected = float(torch.cat(parts).mean())
+            seen = found.adapted[corruption, method, size]
+            assert seen == pytest.approx(expected), (method, size)
+
+
+def test_tuning_tunes(monkeypatch):
+    monkeypatch.setattr(corruptions, "ENTROPY_RATE", 0.5)
+    monkeypatch.setattr(corruptions, "BATCHES", {1: 2, 4: 8, 16: 6, 64: 2})
+    model, dataset = planted(noise=0.5)
+    found = Corrupted.measure(model, dataset)
+    keys = [(c, size) for c in CORRUPTIONS for size in SIZES]
+    assert any(found.adapted[c, "tuned", n] != found.adapted[c, "adapted", n] for c, n in keys)
 
 
 def test_a_stream_sorted_by_class_harms_a_trained_network_unless_it_is_guarded():
@@ -156,11 +197,3 @@ def test_a_stream_sorted_by_class_harms_a_trained_network_unless_it_is_guarded()
     assert in_order.unguarded < in_order.source - 0.05
     assert in_order.guarded > in_order.source - 0.02
     assert shifted.guarded - shifted.source > 0.8 * (shifted.unguarded - shifted.source) > 0.1
-
-
-@pytest.mark.usefixtures("few_batches")
-def test_a_network_of_the_study_is_measured():
-    built = models.build(Network("cnn", norm="batch", width=2), (2, 9, 7), 3)
-    part = (images(count=150), torch.arange(150) % 3)
-    values = Corrupted.measure(built.model, Dataset("planted", part, part, part)).to_tuple()
-    assert all(0 <= value <= 1 for value in values)

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from livella import reference
 from livella.model import sites
+from livella.model.domains import pinned
 from livella.model.feeding import device_of, tensors_in, to_device
 from livella.model.freeze import is_frozen
 from livella.model.levels import Dependencies, Site, levels, observe
@@ -78,7 +79,7 @@ def accumulate(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Tensor:
     kept = {p: None if g is None else g.clone() for p, g in before.items()}
     rng = _random_state(model)
     try:
-        with whole.replaced():
+        with pinned(layers.values(), "inside accumulate"), whole.replaced():
             total = whole.run()
     except BaseException:
         for parameter, gradient in kept.items():

@@ -48,6 +48,8 @@ def adapt(
     that collapse. It then declines: the model is as it was trained, until the last 256 samples
     give no more cause. Before 32 samples it does not adapt at all. It costs one forward pass more a
     batch, and takes training for balanced: where one class made up most of it, leave the guard out.
+    It cannot tell one class from another world where classes alone move the layers much, as in
+    shallow networks or with two classes; there it lets pass what harms.
 
     The model's running averages are changed, and γ and β where they are tuned; `.revert()` puts
     back every bit. Torch's batch norms and Livella's, frozen ones left out. Each process adapts by
@@ -77,11 +79,12 @@ def adapt(
         ValueError: no batch norm with running statistics, no batches, NaN or infinity in a layer's
             input, another number of channels than it has, an option out of its range; layers are
             named. The model is then as before, as it is after any exception of the data's own.
-        TypeError: a batch of no known form, an iterator without a decay, no class scores in the
-            output though the guard or the tuning needs them.
+        TypeError: a batch of no known form, an iterator without a decay, no scores of two classes
+            or more in the output though the guard or the tuning needs them.
 
     Warns:
-        UserWarning: the guard declined: why, and how many samples.
+        UserWarning: the guard declined: why, and how many samples. A stream of too few samples to
+            judge by waits for more, as `.declined` tells.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_map_only
 
 from livella.model import feeding
 from livella.model.blending import Blend, Change, averages
+from livella.model.domains import in_use
 from livella.model.entropy import EntropyTuner, affine_parts
-from livella.model.estimate import LayerEstimate
+from livella.model.estimate import AVERAGES, LayerEstimate
 from livella.model.feeding import Forward
 from livella.model.kept import Kept
 from livella.model.levels import Site
@@ -54,6 +55,7 @@ class Adaptation:
         self.left = left
         self._model, self._layers, self._settings = model, layers, settings
         self._source = self._keep()
+        self._domains = {name: in_use(layer) for name, layer in layers.items()}
         self._centres = {name: averages(layer)[0].double() for name, layer in layers.items()}
         self._begin()
 
@@ -70,9 +72,9 @@ class Adaptation:
         self._tuner = None if rate is None else EntropyTuner(self._layers, rate)
 
     def _keep(self) -> Kept:
-        buffers = [buffer for layer in self._layers.values() for buffer in averages(layer)]
+        buffers = [(layer, name) for layer in self._layers.values() for name in AVERAGES]
         tuned = [] if self._settings.entropy_rate is None else affine_parts(self._layers)
-        return Kept.of([*buffers, *tuned])
+        return Kept.of(tuned, buffers)
 
     # For the user
 
@@ -83,19 +85,36 @@ class Adaptation:
         the model as it was trained.
 
         Raises:
-            ValueError: the adaptation is to a set as a whole (`decay` is None), or a layer met NaN
-                or infinity. The model is then as before this batch, as after any exception.
+            ValueError: the adaptation is to a set as a whole (`decay` is None), the batch is empty,
+                another domain is in use, or a layer met NaN or infinity. The model is then as
+                before this batch, as after any exception.
 
         """
         if self._settings.decay is None:
             raise ValueError("update: this adaptation is to a set as a whole; adapt with decay=0.9")
+        self._check(batch)
         now, met = self._keep(), (self._blend.met, self.samples, self.declined)
+        looks = self._watch.kept()
+        steps = None if self._tuner is None else self._tuner.kept()
         try:
             return self._update(feeding.to_device(batch, feeding.device_of(self._model)))
         except BaseException:
             now.put_back()
             self._blend.met, self.samples, self.declined = met
+            self._watch.looks = looks
+            if self._tuner is not None and steps is not None:
+                self._tuner.put_back(steps)
             raise
+
+    def _check(self, batch: Any) -> None:
+        if not feeding.samples_in(batch):
+            raise ValueError("update: got a batch of no samples; leave it out")
+        for name, layer in self._layers.items():
+            if in_use(layer) != self._domains[name]:
+                raise ValueError(
+                    f"update: layer {name!r} is in domain {in_use(layer)!r} and was adapted in "
+                    f"{self._domains[name]!r}; update where it was adapted"
+                )
 
     def revert(self) -> Adaptation:
         """Put back what the model was before `adapt`, bit for bit; updates then begin anew."""
@@ -138,7 +157,6 @@ class Adaptation:
         output = self._go_along(batch, samples)
         self._see_adapted(output)
         if reason := self._watch.collapse():
-            self.samples -= samples
             return self._decline(reason, samples, of_source)
         return output
 
@@ -146,12 +164,21 @@ class Adaptation:
         """Run the model as it was trained, and let the guard look on."""
         with self._source.in_place():
             output, records = self._run(batch, lambda _reading, site: self._blend.source[site[0]])
-        self._watch.see(Look(samples, votes_of(self._settings.logits(output)), None, records))
+        self._watch.see(Look(samples, votes_of(self._scores(output)), None, records))
         return output
 
     def _see_adapted(self, output: Any) -> None:
-        votes = votes_of(self._settings.logits(output))
-        self._watch.looks[-1] = replace(self._watch.looks[-1], adapted=votes)
+        self._watch.see_adapted(votes_of(self._scores(output)))
+
+    def _scores(self, output: Any) -> Tensor:
+        scores = self._settings.logits(output)
+        if scores.dim() < 2 or scores.shape[1] < 2:
+            raise TypeError(
+                f"adapt: expected scores of two classes or more, (N, K, ...), got shape "
+                f"{tuple(scores.shape)}; of one score a sample make two: logits=lambda output: "
+                "torch.cat([-output, output], 1) / 2"
+            )
+        return scores
 
     def _go_along(self, batch: Any, samples: int) -> Any:
         """Run the model by moments that take in this batch."""
@@ -167,7 +194,7 @@ class Adaptation:
     def _tune(self, tuner: EntropyTuner, batch: Any) -> Any:
         def call() -> tuple[Any, Tensor]:
             output = self._settings.forward(self._model, batch)
-            return output, self._settings.logits(output)
+            return output, self._scores(output)
 
         now = {name: averages(layer) for name, layer in self._layers.items()}
         with Pass(self._model, self._layers, lambda site, _: now[site[0]], wanted=()):
@@ -193,7 +220,7 @@ class Adaptation:
     def _decline(self, reason: str, samples: int, output: Any) -> Any:
         self._source.put_back()
         self._forget()
-        self.declined = reason
+        self.declined, self.samples = reason, 0
         kind = reason.split(":")[0]
         self.refusals[kind] = self.refusals.get(kind, 0) + samples
         return output
@@ -229,4 +256,4 @@ class Adaptation:
             reason = self._watch.objection(in_order=False)
         if reason:
             self._decline(reason, self.samples, None)
-            self.samples = 0
+        self._watch.looks.clear()

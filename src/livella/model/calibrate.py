@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class Calibration:
 
     def run(self) -> None:
         """Fit layer by layer, in the order of the calls; what that makes worse is taken back."""
-        lacking = {name for name, each in self.layers.items() if each.lacks_statistics}
+        lacking = {n for n, e in self.layers.items() if e.lacks_statistics or e.trained_since}
         order = self._order()
         before = self._change()
         carried = Kept.of(t for each in self.layers.values() for t in each.after.tensors())
@@ -154,9 +155,10 @@ class Calibration:
 
     def _change(self) -> float:
         """Σ‖y − y_former‖² over the outputs, as a share of their variance."""
-        squares, spread = 0.0, 0.0
+        squares, spread, samples = 0.0, 0.0, 0
         whole: list[Moments] = []
         for batch in self._on_device():
+            samples += feeding.samples_in(batch)
             with self.conversion.formerly():
                 wanted = self._answers(batch)
             found = self._answers(batch)
@@ -164,15 +166,25 @@ class Calibration:
                 float((y.double() - z.double()).square().sum())
                 for y, z in zip(found, wanted, strict=True)
             )
-            moments = [Moments.of(z.double()) for z in wanted]
+            moments = [
+                Moments.of(z.double() if z.dim() > 1 else z.double()[:, None]) for z in wanted
+            ]
+            if any(len(a.mean) != len(b.mean) for a, b in zip(whole, moments, strict=False)):
+                spread += sum(float(each.m2.sum()) for each in whole)  # lengths that vary
+                whole = []
             whole = [a.merge(b) for a, b in zip(whole, moments, strict=True)] if whole else moments
-        spread = sum(float(each.m2.sum()) for each in whole)
+        if not samples:
+            raise ValueError(
+                "convert: got no samples to calibrate on, or batches that can be read only once; "
+                "pass a loader or a list that yields some each time"
+            )
+        spread += sum(float(each.m2.sum()) for each in whole)
         return squares / spread if spread > 0 else squares
 
     def _answers(self, batch: Any) -> list[Tensor]:
         outputs: list[Tensor] = []
         self._run(lambda: outputs.extend(feeding.tensors_in(self.forward(self._model, batch))))
-        return [y for y in outputs if y.is_floating_point() and y.dim() > 1]
+        return [y for y in outputs if y.is_floating_point() and y.dim()]
 
     @property
     def _model(self) -> nn.Module:
@@ -217,9 +229,21 @@ def _normalized(
         for name, parameter in layer.named_parameters(recurse=False)
         if bare and name in plain
     }
-    with _without_activation(layer):
+    with _without_activation(layer), _without_hooks(layer):
         out: Tensor = functional_call(layer, instead, args, named)
     return out
+
+
+@contextmanager
+def _without_hooks(layer: nn.Module) -> Iterator[None]:
+    """The user's have seen this call already."""
+    names = ("_forward_pre_hooks", "_forward_hooks")
+    before = {name: vars(layer)[name] for name in names}
+    vars(layer).update({name: OrderedDict() for name in names})
+    try:
+        yield
+    finally:
+        vars(layer).update(before)
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from livella.model.kept import Kept
 from livella.model.states import LayerConversion
@@ -38,7 +39,8 @@ class Conversion:
     gone: Mapping[str, nn.Parameter] = field(default_factory=dict)
     new: Mapping[str, nn.Parameter] = field(default_factory=dict)
     change: tuple[float, float] | None = None
-    _optimizer: tuple[torch.optim.Optimizer, list[list[Any]], dict[Any, Any]] | None = None
+    _optimizer: _OptimizerKept | None = None
+    _reverted: bool = False
 
     @property
     def dropped(self) -> dict[str, tuple[str, ...]]:
@@ -72,17 +74,18 @@ class Conversion:
     def revert(self) -> Conversion:
         """Make the layers what they were, bit for bit, and the optimizer too if it was given.
 
-        What was trained since is lost; convert back instead to keep it.
+        What was trained in these layers since is lost; convert back instead to keep it. Groups that
+        the optimizer was given since stay. Again it does nothing.
         """
+        if self._reverted:
+            return self
+        spare = next(chain(self.model.parameters(), self.model.buffers()), None)
         for each in reversed(list(self.layers.values())):
-            each.undo()
+            each.undo(None if spare is None else spare.dtype)
         self.kept.put_back()
         if self._optimizer is not None:
-            optimizer, groups, state = self._optimizer
-            for group, parameters in zip(optimizer.param_groups, groups, strict=True):
-                group["params"] = list(parameters)
-            optimizer.state.clear()
-            optimizer.state.update(state)
+            self._optimizer.put_back()
+        self._reverted = True
         return self
 
     def __str__(self) -> str:
@@ -113,19 +116,61 @@ class Conversion:
         Those gone are taken out, with their state; those new join the group of the layer's others,
         or the first group.
         """
-        groups = [list(group["params"]) for group in optimizer.param_groups]
-        self._optimizer = (optimizer, groups, dict(optimizer.state))
-        place = {id(p): number for number, group in enumerate(groups) for p in group}
+        self._optimizer = _OptimizerKept.of(optimizer)
+        place = {id(p): n for n, g in enumerate(optimizer.param_groups) for p in g["params"]}
         gone = {id(p) for p in self.gone.values()}
         for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in gone]
+            _keep(group, [id(p) not in gone for p in group["params"]])
         for p in self.gone.values():
             optimizer.state.pop(p, None)
         for name, p in self.new.items():
             if id(p) not in place:
                 former = self.layers[name.rpartition(".")[0]].before.parameters.values()
                 at = next((place[id(o)] for o in former if o is not None and id(o) in place), 0)
-                optimizer.param_groups[at]["params"].append(p)
+                group = optimizer.param_groups[at]
+                group["params"].append(p)
+                if "param_names" in group:
+                    group["param_names"].append(name)
+
+
+_LISTS = ("params", "param_names")
+
+
+def _keep(group: dict[str, Any], wanted: list[bool]) -> None:
+    """Leave only some parameters in an optimizer's group, with their names if it has any."""
+    for key in _LISTS:
+        if key in group:
+            group[key] = [each for each, keep in zip(group[key], wanted, strict=True) if keep]
+
+
+@dataclass(frozen=True, eq=False)
+class _OptimizerKept:
+    """An optimizer, its groups' parameters, and what it remembered of each."""
+
+    optimizer: torch.optim.Optimizer
+    groups: tuple[dict[str, list[Any]], ...]
+    state: dict[Any, dict[str, Any]]
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer) -> _OptimizerKept:
+        groups = ({key: list(group[key]) for key in _LISTS if key in group}
+                  for group in optimizer.param_groups)  # fmt: skip
+        state = {
+            p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in each.items()}
+            for p, each in optimizer.state.items()
+        }
+        return cls(optimizer, tuple(groups), state)
+
+    def put_back(self) -> None:
+        known = {id(p) for group in self.groups for p in group["params"]}
+        later = {p: each for p, each in self.optimizer.state.items() if id(p) not in known}
+        # Of groups added since nothing is known: they stay.
+        for group, lists in zip(self.optimizer.param_groups, self.groups, strict=False):
+            group.update({key: list(each) for key, each in lists.items()})
+        now = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        self.optimizer.state.clear()
+        self.optimizer.state.update(self.state)
+        self.optimizer.state.update({p: each for p, each in later.items() if id(p) in now})
 
 
 def _told(pair: tuple[float, float] | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from livella.model import adopt, feeding, kinds
+from livella.model import adopt, feeding, kinds, states
 from livella.model.calibrate import Calibration, first_of
 from livella.model.conversion import Conversion
 from livella.model.feeding import Forward
@@ -38,16 +38,17 @@ def convert(
     changes its class. γ and β stay the same parameters, so an optimizer made before goes on with
     them; eps and momentum stay where they mean the same, and so do running averages. What has no
     place in the new kind is named in `.dropped`; the layer remembers it, and takes it up again when
-    it is converted back, so that there and back gives the same network. Checkpoints do not hold
-    that memory. What cannot be converted without loss is left and named, with a warning: layers of
-    unknown classes or with methods of their own, frozen ones, and an activation that the new kind
-    has no place for.
+    it is converted back, so that there and back gives the same network (without `calibrate`, and
+    untrained meanwhile). Checkpoints do not hold that memory. What cannot be converted without loss
+    is left and named, with a warning: layers of unknown classes or with methods, parameters or
+    buffers of their own, those that `livella.freeze` froze, and an activation that the new kind has
+    no place for.
 
     The new layers compute another function: of their own moments in evaluation instead of the
     running ones, for one. With `calibrate`, γ and β are fitted on data without labels, layer by
     layer in the order of the calls, with those before it converted and fitted: by least squares
     γ·x̂ + β comes closest to what the former layer gave in the former network, and layers that keep
-    statistics and have none yet are given those of the data. A few hundred samples suffice; they
+    statistics are given those of the data. A few hundred samples suffice; they
     are read once or twice for each level of dependent layers. Should the fits make the output
     worse altogether, they are taken back.
 
@@ -72,11 +73,13 @@ def convert(
         ValueError: an unknown kind, no normalization that can be converted, a number of groups that
             does not divide a layer's channels, no `ndim` where it matters, no batches, NaN or
             infinity; layers are named. The model is then as before, as after any other exception.
-        TypeError: an option that the layer does not have, or an iterator to calibrate on.
+        TypeError: an option that the layer does not have, an iterator to calibrate on, or an
+            optimizer that cannot be told of parameters (LBFGS).
 
     Warns:
         UserWarning: layers left as they are, layers without statistics of the data, parameters
-            that an optimizer may hold though the model no longer does.
+            that an optimizer may hold though the model no longer does, or does not hold yet,
+            statistics laid aside before the model was trained.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -94,13 +97,19 @@ def convert(
             "convert: got an iterator to calibrate on, which can be read once, where each level of "
             "layers reads the data; pass a loader or a list"
         )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError(
+            "convert: got an LBFGS optimizer, which keeps its parameters in a list of its own; "
+            "make it anew after the conversion"
+        )
     model = feeding.unwrap(model)
     forward = forward or feeding.feed
     chosen, left = _choose(model, layers, to)
     dims = dict.fromkeys(chosen, ndim)
     if ndim is None and calibrate is not None:
         dims |= _observed(model, chosen, calibrate, forward)
-    plan = _plan(model, chosen, to, dims, options)
+    trace = states.trace_of(model)
+    plan = _plan(model, chosen, to, dims, options, trace)
     parameters = dict(model.named_parameters())
     conversion = Conversion(model, to, plan, left, Kept.of(_tensors(plan)))
     try:
@@ -139,11 +148,13 @@ def _plan(
     to: str,
     dims: Mapping[str, int | None],
     options: dict[str, Any],
+    trace: states.Trace,
 ) -> dict[str, LayerConversion]:
     """What each layer becomes; those of this kind already are left out."""
     spare = next(chain(model.parameters(), model.buffers()), torch.empty(0))
     every = {
-        name: plan_of(name, layer, to, dims[name], options, spare) for name, layer in layers.items()
+        name: plan_of(name, layer, to, dims[name], options, spare, trace)
+        for name, layer in layers.items()
     }
     return {name: each for name, each in every.items() if each is not None}
 
@@ -181,7 +192,18 @@ def _warn(conversion: Conversion, *, calibrated: bool, told: bool) -> None:
     if lacking and not calibrated:
         messages.append(
             f"no statistics of the data yet: {', '.join(lacking)}; train, pass calibrate=batches, "
-            "or livella.estimate_population"
+            "or measure them: livella.estimate_population(model, batches).apply()"
+        )
+    stale = [name for name, each in conversion.layers.items() if each.trained_since]
+    if stale and not calibrated:
+        messages.append(
+            f"the model was trained since the running statistics of {', '.join(stale)} were laid "
+            "aside; measure them: livella.estimate_population(model, batches).apply()"
+        )
+    if conversion.new and not told:
+        messages.append(
+            f"new parameters: {', '.join(conversion.new)}, which no optimizer made before trains; "
+            "pass optimizer= to the conversion, or make a new one"
         )
     if conversion.gone and not told:
         messages.append(

@@ -7,10 +7,12 @@ from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from livella.model import adopt, sites
-from livella.moments import accumulation_dtype
+from livella.nn.moving_average import MovingAverageNorm
+from livella.nn.stack import BatchNormRNN
 
 CHILD = "domains"
 """The child of a layer that holds the statistics of its domains, and so its name in a state_dict.
@@ -18,26 +20,43 @@ CHILD = "domains"
 Those of the domain in use are in the layer itself, where every tool finds them, and its own then
 lie in that domain's place; saving and loading put them where they belong for so long.
 """
-_IN_USE, _IN_PLACE = "_livella_domain", "_livella_domain_in_place"
+_ENTERED, _IN_PLACE, _PINNED = (
+    "_livella_domains_entered", "_livella_domain_in_place", "_livella_pinned",
+)  # fmt: skip
 
 
 class Statistics(nn.Module):
-    """Statistics that a layer does not use just now, under the names that they have in it."""
+    """Statistics that a layer does not use just now, under the names that they have in it.
 
-    def __init__(self, buffers: dict[str, Tensor]) -> None:
+    Args:
+        buffers: what to begin with; copied.
+        exact: keep them in float32 or better whatever the model becomes, as the layer does.
+
+    """
+
+    def __init__(self, buffers: dict[str, Tensor], exact: bool) -> None:
         super().__init__()
+        self.exact = exact
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer.detach().clone())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Statistics:
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, now in self._buffers.items():
-            exact = before[name]
-            if now is not None and exact is not None and now.is_floating_point():
-                # What rests need not round; it is given the layer's dtype when it is used.
-                self._buffers[name] = exact.to(now.device, accumulation_dtype(now.dtype))
+        for name, now in self._buffers.items() if self.exact else ():
+            if now is not None and now.is_floating_point() and now.dtype.itemsize < 4:
+                exact = before[name]
+                source = now if exact is None or exact.is_meta else exact
+                self._buffers[name] = source.to(now.device, torch.float32)
         return self
+
+
+class Domains(nn.Module):
+    """The statistics of all domains of a layer, by name; any name will do."""
+
+    def __init__(self, held: dict[str, Statistics]) -> None:
+        super().__init__()
+        self._modules.update(held)  # not as attributes: "train" and "type" are methods
 
 
 def add_domains(
@@ -53,8 +72,8 @@ def add_domains(
     Improve Image Recognition", section 3.
 
     Args:
-        model: any module, a batch norm itself too. Layers that average otherwise, Livella's moving
-            average and recurrent ones, get domains as well.
+        model: any module, a batch norm itself too. Livella's moving average layers get domains as
+            well; recurrent ones, whose statistics are by time step, do not.
         names: of the domains, such as "day" and "night".
         layers: names of layers, or of modules all batch norms in which are meant. Default: all of
             the model that keep running statistics.
@@ -75,8 +94,8 @@ def add_domains(
     chosen = tuple(dict.fromkeys(names))
     found = _layers_to_divide(model, layers)
     for name in chosen:
-        if not name or "." in name:
-            raise ValueError(f"add_domains: expected a name without dots, got {name!r}")
+        if not isinstance(name, str) or not name or "." in name:
+            raise ValueError(f"add_domains: expected names without dots, got {name!r}")
         there = [layer for layer, module in found.items() if name in _held(module)]
         if there:
             raise ValueError(
@@ -84,8 +103,8 @@ def add_domains(
                 "it first, to begin it anew"
             )
     for module in found.values() if chosen else ():
-        added = {name: Statistics(_own(module)) for name in chosen}
-        module.add_module(CHILD, nn.ModuleDict({**_held(module), **added}))
+        added = {name: Statistics(_own(module), _is_exact(module)) for name in chosen}
+        module._modules[CHILD] = Domains({**_held(module), **added})
 
 
 def remove_domains(model: nn.Module, names: Iterable[str] | None = None) -> None:
@@ -101,14 +120,14 @@ def remove_domains(model: nn.Module, names: Iterable[str] | None = None) -> None
     for name in chosen:
         _check(model, name, "remove_domains")
     divided = list(_divided(model))
-    if used := {_in_use(layer) for layer in divided} & set(chosen):
+    if used := {name for layer in divided for name in _entered(layer)} & set(chosen):
         raise ValueError(f"remove_domains: domain {used.pop()!r} is in use; leave it first")
     for layer in divided:
         left = {name: each for name, each in _held(layer).items() if name not in chosen}
         if left:
-            layer.add_module(CHILD, nn.ModuleDict(left))
+            layer._modules[CHILD] = Domains(left)
         else:
-            delattr(layer, CHILD)
+            del layer._modules[CHILD]
 
 
 def domains(model: nn.Module) -> tuple[str, ...]:
@@ -122,9 +141,11 @@ def domain(model: nn.Module, name: str | None) -> Iterator[None]:
 
     They normalize in evaluation and take in the batches of training, and whatever measures or
     writes statistics (`estimate_population`, `adapt`) does so with these; what it gave back is
-    reverted in the same domain. A checkpoint saved or loaded meanwhile is the same as outside.
+    reverted where it belongs. A checkpoint saved or loaded meanwhile is the same as outside.
     Contexts nest; a copy made inside stays in the domain. It is the state of the model, for all
-    threads.
+    threads, and whatever else reads or replaces buffers (`named_buffers`, `functional_call`,
+    an averaged copy with `use_buffers=True`, `convert_sync_batchnorm`) sees those in use as the
+    layer's own: do such things outside.
 
     Args:
         model: one with `add_domains`. Layers without a domain of this name use their own
@@ -132,19 +153,49 @@ def domain(model: nn.Module, name: str | None) -> Iterator[None]:
         name: of a domain, or none for the layers' own statistics.
 
     Raises:
-        ValueError: no layer has such a domain; what the context's body raises passes through, with
-            the former statistics in use again.
+        ValueError: no layer has such a domain; or it is entered inside a pass that measures, or
+            that gathers updates, instead of around it. What the context's body raises passes
+            through, with the former statistics in use again.
 
     """
     if name is not None:
         _check(model, name, "domain")
     layers = list(_divided(model))
-    before = [_in_use(layer) for layer in layers]
+    for layer in layers:
+        if reason := vars(layer).get(_PINNED):
+            raise ValueError(f"domain: cannot be entered {reason}; enter it around that")
     with ExitStack() as leaving:
-        for layer, former in zip(layers, before, strict=True):
-            leaving.callback(_use, layer, former)
-            _use(layer, name)
+        for layer in layers:
+            leaving.callback(_use, layer, _entered(layer))
+            _use(layer, (*_entered(layer), name if name in _held(layer) else None))
         yield
+
+
+@contextmanager
+def pinned(layers: Iterable[nn.Module], reason: str) -> Iterator[None]:
+    """Let no domain of these layers be entered for a while: their buffers are others just now."""
+    with ExitStack() as leaving:
+        for layer in layers:
+            leaving.callback(_mark, layer, _PINNED, vars(layer).get(_PINNED))
+            vars(layer)[_PINNED] = reason
+        yield
+
+
+def in_use(layer: nn.Module) -> str | None:
+    """Name the domain whose statistics a layer uses; none for its own."""
+    entered = _entered(layer)
+    return entered[-1] if entered else None
+
+
+def buffer_of(layer: nn.Module, domain: str | None, name: str) -> Tensor:
+    """Give a buffer of a domain, or of a layer's own, wherever it is just now."""
+    place = vars(layer).get(_IN_PLACE)
+    if domain == place:
+        found = layer._buffers[name]
+    else:  # what is not in place lies where the one that is has its own
+        found = _held(layer)[place if domain is None else domain]._buffers[name]  # type: ignore[index]
+    assert found is not None
+    return found
 
 
 def has_domains(layer: nn.Module) -> bool:
@@ -155,12 +206,11 @@ def has_domains(layer: nn.Module) -> bool:
 # Which statistics are in their place
 
 
-def _use(layer: nn.Module, name: str | None) -> None:
-    """Normalize by a domain's statistics where the layer has it, else by the layer's own."""
-    name = name if name in _held(layer) else None
-    _bring(layer, name)
-    vars(layer)[_IN_USE] = name
-    _see_to_checkpoints(layer, name is not None)
+def _use(layer: nn.Module, entered: tuple[str | None, ...]) -> None:
+    """Normalize by the statistics of the domain entered last where there is one, else its own."""
+    _mark(layer, _ENTERED, entered)
+    _bring(layer, in_use(layer))
+    _see_to_checkpoints(layer, in_use(layer) is not None)
 
 
 def _bring(layer: nn.Module, name: str | None) -> None:
@@ -169,14 +219,21 @@ def _bring(layer: nn.Module, name: str | None) -> None:
     for each in (now, name) if now != name else ():
         if each is not None:
             _exchange(layer, _held(layer)[each])
-    vars(layer)[_IN_PLACE] = name
+    _mark(layer, _IN_PLACE, name)
+
+
+def _mark(layer: nn.Module, mark: str, value: object) -> None:
+    if value:
+        vars(layer)[mark] = value
+    else:
+        vars(layer).pop(mark, None)
 
 
 def _exchange(layer: nn.Module, held: nn.Module) -> None:
     for name, resting in _tensors(held._buffers).items():
         used = layer._buffers[name]
         assert used is not None
-        layer._buffers[name] = resting.to(used.dtype)
+        layer._buffers[name] = resting
         held._buffers[name] = used
 
 
@@ -188,7 +245,7 @@ def _at_rest(layer: nn.Module, *_: Any) -> None:
 
 
 def _as_in_use(layer: nn.Module, *_: Any) -> None:
-    _bring(layer, _in_use(layer))
+    _bring(layer, in_use(layer))
 
 
 def _see_to_checkpoints(layer: nn.Module, needed: bool) -> None:
@@ -213,15 +270,21 @@ def _see_to_checkpoints(layer: nn.Module, needed: bool) -> None:
 
 def _layers_to_divide(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Module]:
     found = adopt.named_layers(model, names)
-    without = {name: layer for name, layer in found.items() if not _buffers(layer)}
+    without = {name: layer for name, layer in found.items() if not _can_be_divided(layer)}
     kept = {name: layer for name, layer in found.items() if name not in without}
     if not kept or (without and names is not None):
         raise ValueError(
-            f"add_domains: expected layers that keep running statistics, got "
-            f"{sites.in_words(without) or f'a {type(model).__name__} with no batch norm'}; build "
-            "them with track_running_stats=True, or name others"
+            f"add_domains: expected batch norms that keep running statistics, got "
+            f"{sites.in_words(without) or f'a {type(model).__name__} with none'}; build them with "
+            "track_running_stats=True, or name others"
         )
     return kept
+
+
+def _can_be_divided(layer: nn.Module) -> bool:
+    """Whether it keeps running statistics, has room for more, and none of them by time step."""
+    free = CHILD not in layer._modules or has_domains(layer)
+    return free and bool(_buffers(layer)) and not isinstance(layer, BatchNormRNN)
 
 
 def _check(model: nn.Module, name: str, caller: str) -> None:
@@ -237,11 +300,11 @@ def _divided(model: nn.Module) -> Iterator[nn.Module]:
     return (layer for layer in list(model.modules()) if has_domains(layer))
 
 
-def _held(layer: nn.Module) -> dict[str, nn.Module]:
+def _held(layer: nn.Module) -> dict[str, Statistics]:
     held = layer._modules.get(CHILD)
-    if not isinstance(held, nn.ModuleDict):
+    if not isinstance(held, Domains):
         return {}
-    return {name: each for name, each in held.items() if isinstance(each, Statistics)}
+    return {name: each for name, each in held._modules.items() if isinstance(each, Statistics)}
 
 
 def _own(layer: nn.Module) -> dict[str, Tensor]:
@@ -250,9 +313,15 @@ def _own(layer: nn.Module) -> dict[str, Tensor]:
     return _buffers(layer) if name is None else _tensors(_held(layer)[name]._buffers)
 
 
-def _in_use(layer: nn.Module) -> str | None:
-    name: str | None = vars(layer).get(_IN_USE)
-    return name
+def _entered(layer: nn.Module) -> tuple[str | None, ...]:
+    entered: tuple[str | None, ...] = vars(layer).get(_ENTERED, ())
+    return entered
+
+
+def _is_exact(layer: nn.Module) -> bool:
+    """Whether it keeps its averages in float32 or better whatever the model becomes."""
+    guarded = getattr(layer, "update_policy", "torch") == "guarded"
+    return guarded or isinstance(layer, MovingAverageNorm)
 
 
 def _buffers(layer: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from livella.model.freeze import free_parameters
 
 
 class EntropyTuner:
@@ -54,6 +57,14 @@ class EntropyTuner:
             self._descend(gradients)
         return output
 
+    def kept(self) -> dict[str, Any]:
+        """Give the optimizer's state, copied."""
+        return copy.deepcopy(self._optimizer.state_dict())
+
+    def put_back(self, kept: dict[str, Any]) -> None:
+        """Make the optimizer's state what it was."""
+        self._optimizer.load_state_dict(kept)
+
     def _descend(self, gradients: tuple[Tensor | None, ...]) -> None:
         before = [p.grad for p in self.parameters]
         try:
@@ -66,9 +77,9 @@ class EntropyTuner:
 
 
 def affine_parts(layers: Mapping[str, _NormBase]) -> list[Tensor]:
-    """Every γ and β, each once."""
-    parts = (p for layer in layers.values() for p in (layer.weight, layer.bias))
-    return list({id(p): p for p in parts if p is not None}.values())
+    """Every γ and β, each once, but those that `livella.freeze` froze."""
+    parts = (p for layer in layers.values() for p in free_parameters(layer))
+    return list({id(p): p for p in parts}.values())
 
 
 def mean_entropy(scores: Tensor) -> Tensor:

@@ -9,11 +9,13 @@ from functools import cached_property
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
+from livella.model import domains
 from livella.model.kept import Kept
 from livella.model.measure import Record
 from livella.model.scatter import Interval, intervals
 from livella.moments import Moments
 
+AVERAGES = ("running_mean", "running_var")
 DIFFER = 0.1
 """Calls of one layer differ where their means lie this many σ apart, or their σ by this share."""
 
@@ -157,12 +159,14 @@ class PopulationEstimate:
         Counters and momentum stay. Applied again it does nothing.
 
         Raises:
-            ValueError: an estimate cannot be stored; the model is then as before.
+            ValueError: an estimate cannot be stored, or another domain is in use than when it was
+                measured; the model is then as before.
 
         """
         if self._before is None:
-            targets = [buffer for layer in self.layers.values() for buffer in _averages(layer)]
-            before = Kept.of(targets)
+            self._check_domains()
+            layers = [estimate.layer for estimate in self.layers.values()]
+            before = Kept.of(buffers=[(each, n) for each in layers for n in AVERAGES])
             try:
                 for estimate in self.layers.values():
                     estimate.moments.store_in(estimate.layer)
@@ -171,6 +175,17 @@ class PopulationEstimate:
                 raise
             self._before = before
         return self
+
+    def __post_init__(self) -> None:
+        self._domains = {name: domains.in_use(e.layer) for name, e in self.layers.items()}
+
+    def _check_domains(self) -> None:
+        for name, estimate in self.layers.items():
+            if domains.in_use(estimate.layer) != self._domains[name]:
+                raise ValueError(
+                    f"layer {name!r}: it was measured in domain {self._domains[name]!r}, and "
+                    f"{domains.in_use(estimate.layer)!r} is in use; apply where it was measured"
+                )
 
     def revert(self) -> PopulationEstimate:
         """Put back what was there before `apply`, bit for bit; without one it does nothing."""

@@ -159,6 +159,15 @@ def scale_and_shift(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
+def free_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """γ and β that `freeze` did not freeze, whether they ask for a gradient or not."""
+    before = _before(layer)
+    for name, parameter in scale_and_shift(layer):
+        asked = None if before is None else before.requires_grad.get(name)
+        if not asked or parameter.requires_grad:
+            yield parameter
+
+
 # A layer of another class: in evaluation for the call alone. Functions of this module, so that
 # they are copied and pickled with the layer.
 

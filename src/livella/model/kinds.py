@@ -13,7 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from livella import nn as ours
 from livella.model import adopt
-from livella.model.domains import has_domains
+from livella.model.domains import CHILD, has_domains
 from livella.model.freeze import is_frozen
 from livella.model.sites import NORMALIZATIONS, averages_otherwise
 from livella.moments import Moments
@@ -98,10 +98,13 @@ def read(kind_of: type[nn.Module], own: Mapping[str, Any]) -> Norm:
     return Norm(kind, ndim, int(features), settings)
 
 
+_ARGUMENTS: dict[type[nn.Module], tuple[int, ...]] = {nn.GroupNorm: (1, 1), nn.Identity: ()}
+"""What to build a layer of a class with, where not with one channel."""
+
+
 def settings_of(kind: type[nn.Module]) -> dict[str, Any]:
     """Give what a layer of this class has beyond what any module has, with the defaults."""
-    arguments: dict[type[nn.Module], tuple[int, ...]] = {nn.GroupNorm: (1, 1), nn.Identity: ()}
-    own = vars(kind(*arguments.get(kind, (1,))))
+    own = vars(kind(*_ARGUMENTS.get(kind, (1,))))
     return {name: value for name, value in own.items() if name not in vars(nn.Module())}
 
 
@@ -171,6 +174,8 @@ def why_not(layer: nn.Module, to: str) -> str | None:
         return f"a {type(layer).__name__}, whose own code would be lost"
     if adopt.has_methods_of_its_own(layer):
         return "it has methods of its own, which would be lost"
+    if strange := _has(layer) - _could_have(type(layer)):
+        return f"it has {', '.join(sorted(strange))} of its own, which would be lost"
     if is_frozen(layer):
         return "frozen; livella.unfreeze it first"
     if has_domains(layer):
@@ -179,6 +184,16 @@ def why_not(layer: nn.Module, to: str) -> str | None:
     if activation is not None and to not in ACTIVATED:
         return f"its activation {activation!r} has no place in kind {to!r}"
     return None
+
+
+def _has(layer: nn.Module) -> set[str]:
+    return {*layer._parameters, *layer._buffers, *layer._modules} - {CHILD}
+
+
+def _could_have(kind: type[nn.Module]) -> set[str]:
+    """Every parameter and buffer that a layer of this class can have."""
+    made = kind(*_ARGUMENTS.get(kind, (1,)))
+    return {*made._parameters, *made._buffers, "skipped_batches"}
 
 
 def ndim_of(kind: type[nn.Module]) -> int | None:

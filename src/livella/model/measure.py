@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from livella.functional import contributions
 from livella.model import sites
+from livella.model.domains import pinned
 from livella.model.levels import Site
 from livella.model.scatter import Scatter
 from livella.moments import Moments
@@ -120,6 +121,7 @@ class Pass:
         self._cleanup = ExitStack()
         with ExitStack() as cleanup:
             cleanup.callback(self._give_back, self._set_aside())
+            cleanup.enter_context(pinned(self.layers.values(), "while statistics are measured"))
             for module in self.model.modules():
                 module.training = False
             for name, layer in self.layers.items():

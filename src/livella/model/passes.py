@@ -78,6 +78,12 @@ class Estimator:
                 what = f"level {level + 1} of {max(order.values()) + 1}"
                 statistics = self._in_inference(known, graph)
                 found = self._read(what, statistics, wanted, bar)
+                if not found:
+                    these = ", ".join(sorted({repr(name) for name, _ in wanted}))
+                    raise ValueError(
+                        f"{self.caller}: pass {self.passes} over the data gave no samples to "
+                        f"{these}; pass a loader or a list that yields some each time it is read"
+                    )
                 # Calls that no batch before had made may come before those thought to be first.
                 known = known | found if levels(self._graph()) == order else {}
 

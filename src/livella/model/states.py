@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from livella.model import adopt, kinds
-from livella.moments import Moments
+from livella.moments import Moments, accumulation_dtype
 from livella.nn.batch import _Core
+from livella.nn.moving_average import MovingAverageNorm
 
 Memory = Mapping[str, "State"]
 """What a layer was, by kind, the last one last."""
+Trace = Mapping[str, float]
+"""What the parameters of a model are, in short."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,15 @@ class State:
     buffers: dict[str, Tensor | None]
     passing: frozenset[str]
     """Buffers that are not saved."""
+    dtypes: tuple[torch.dtype | None, torch.dtype | None] = (None, None)
+    """Of its own numbers and of the model's, when it was read: a change since is made up for."""
+    trace: Trace = field(default_factory=dict)
+    """What the model's parameters were then, in short."""
 
     @classmethod
-    def of(cls, layer: nn.Module) -> State:
-        """Read it from a layer of a kind that can be converted."""
+    def of(cls, layer: nn.Module, spare: Tensor | None = None) -> State:
+        """Read it from a layer of a kind that can be converted, in a model with such numbers."""
+        tensors = (*layer._parameters.values(), *layer._buffers.values())
         names = (*kinds.settings_of(type(layer)), "_switches")
         return cls(
             type(layer),
@@ -41,10 +50,19 @@ class State:
             dict(layer._parameters),
             dict(layer._buffers),
             frozenset(layer._non_persistent_buffers_set),
+            (_number_type(tensors), None if spare is None else spare.dtype),
         )
 
-    def put_into(self, layer: nn.Module, instead_of: State) -> None:
-        """Make the layer this; the object, its mode, its hooks and its user's things stay."""
+    def put_into(
+        self, layer: nn.Module, instead_of: State, spare: torch.dtype | None = None
+    ) -> None:
+        """Make the layer this; the object, its mode, its hooks and its user's things stay.
+
+        Its numbers follow what became of the dtype of the layer, or of the model (`spare`), while
+        they lay aside.
+        """
+        present = (*layer._parameters.values(), *layer._buffers.values())
+        self.follow(_number_type(present), spare)
         for name in instead_of.settings:
             vars(layer).pop(name, None)
         adopt.change_class(layer, self.kind)
@@ -55,6 +73,19 @@ class State:
             content.update(found)
         layer._non_persistent_buffers_set.clear()
         layer._non_persistent_buffers_set.update(self.passing)
+
+    @torch.no_grad()
+    def follow(self, own: torch.dtype | None, spare: torch.dtype | None) -> None:
+        """Change the dtype of all numbers where that of the layer, or of the model, has changed."""
+        pairs = ((self.dtypes[0], own), (self.dtypes[1], spare))
+        before, now = next(((b, n) for b, n in pairs if b and n), (None, None))
+        if now is None or before == now:
+            return
+        least = accumulation_dtype(now) if issubclass(self.kind, MovingAverageNorm) else now
+        for found, dtype in ((self.parameters, now), (self.buffers, least)):
+            for name, tensor in found.items():
+                if tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+                    _changed(found, name, tensor, dtype)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every parameter and buffer."""
@@ -83,6 +114,8 @@ class LayerConversion:
     """What the layer remembered before, and what it does now."""
     dropped: tuple[str, ...]
     lacks_statistics: bool
+    trained_since: bool = False
+    """Whether its averages were laid aside before the model's parameters changed."""
     unexplained: tuple[float, float] | None = None
 
     @property
@@ -97,8 +130,8 @@ class LayerConversion:
         self.after.put_into(self.layer, self.before)
         vars(self.layer)[kinds.MEMORY] = self.remembered[1]
 
-    def undo(self) -> None:
-        self.before.put_into(self.layer, self.after)
+    def undo(self, spare: torch.dtype | None = None) -> None:
+        self.before.put_into(self.layer, self.after, spare)
         vars(self.layer).pop(kinds.MEMORY)
         if self.remembered[0] is not None:
             vars(self.layer)[kinds.MEMORY] = self.remembered[0]
@@ -111,33 +144,40 @@ def plan_of(
     ndim: int | None,
     options: dict[str, Any],
     spare: Tensor,
+    trace: Trace,
 ) -> LayerConversion | None:
     """Plan what a layer becomes, and change nothing; none where it is of that kind already.
 
-    The new tensors lie where its own do; where it never had any, where `spare` does.
+    The new tensors lie where its own do; where it has none, where `spare` does. `trace` tells
+    whether the model was trained since the layer was something else.
 
     Raises:
         ValueError: the layer cannot be built; it is named.
         TypeError: it does not take an option.
 
     """
-    before = State.of(layer)
+    before = replace(State.of(layer, spare), trace=trace)
     memory: Memory = vars(layer).get(kinds.MEMORY, {})
     known = _Known([*memory.values(), before])
     norm = known.norm()
     kind = "none" if isinstance(layer, nn.Identity) else norm.kind
     if kind == to and all(before.settings.get(k) == v for k, v in options.items()):
         return None
-    like = next(known.tensors(), spare)
+    now = next(before.tensors(), spare)
+    like = next((t for t in before.tensors() if t.is_floating_point()), spare)
+    for state in memory.values():
+        state.follow(before.dtypes[0], spare.dtype)
     ndim = ndim or norm.ndim or known.ndim()
     try:
         after = known.again(to, options) or State.of(kinds.successor(norm, to, ndim, like, options))
     except (ValueError, TypeError) as error:
         raise type(error)(f"convert: layer {name!r} ({type(layer).__name__}): {error}") from error
-    after, lacking = known.carried_into(after, to, like.device)
-    now = {k: state for k, state in memory.items() if k != kind} | {kind: before}
-    remembered = (vars(layer).get(kinds.MEMORY), now)
-    return LayerConversion(layer, before, after, remembered, _dropped(before, after), lacking)
+    after, lacking = known.carried_into(after, to, now.device)
+    memories = {k: state for k, state in memory.items() if k != kind} | {kind: before}
+    remembered = (vars(layer).get(kinds.MEMORY), memories)
+    dropped = _dropped(before, after)
+    since = to in kinds.AVERAGED and not lacking and known.averaged_before(trace)
+    return LayerConversion(layer, before, after, remembered, dropped, lacking, since)
 
 
 @dataclass(frozen=True)
@@ -182,7 +222,7 @@ class _Known:
         for tensor in (*parameters.values(), *buffers.values()):
             if tensor is not None and tensor.device != device:
                 tensor.data = tensor.data.to(device)  # it lay aside while the model moved
-        return State(after.kind, settings, parameters, buffers, passing), lacking
+        return State(after.kind, settings, parameters, buffers, passing, before.dtypes), lacking
 
     def _live_on(self, after: State) -> dict[str, nn.Parameter | None]:
         had = {
@@ -205,9 +245,15 @@ class _Known:
         if to in kinds.AVERAGED:
             buffers = {n: b if b is None else averages.get(n, b) for n, b in after.buffers.items()}
             return buffers, buffers["running_mean"] is not None and not averages
-        if to == "moving_average" and after not in self.states:
+        if to == "moving_average" and not any(after is state for state in self.states):
             return dict(after.buffers), not _square_into(after, averages)
         return dict(after.buffers), False
+
+    def averaged_before(self, trace: Trace) -> bool:
+        """Whether it last kept averages when parameters that the model still has were others."""
+        averaged = [s for s in self.states if kinds.is_averaged(s.kind)]
+        then = averaged[-1].trace if averaged else {}
+        return any(trace.get(name, value) != value for name, value in then.items())
 
     def _averages(self) -> dict[str, Tensor]:
         """The running mean and variance, and their counter, of when it last kept some."""
@@ -218,6 +264,25 @@ class _Known:
             for name, buffer in state.buffers.items()
             if buffer is not None and name not in state.passing
         }
+
+
+def trace_of(model: nn.Module) -> Trace:
+    """Give a number for each parameter, by name, that training would change."""
+    there = {n: p for n, p in model.named_parameters() if not (is_lazy(p) or p.is_meta)}
+    return {name: float(p.detach().double().sum()) for name, p in there.items()}
+
+
+def _number_type(tensors: Iterable[Tensor | None]) -> torch.dtype | None:
+    """The dtype of the first that holds real numbers."""
+    return next((t.dtype for t in tensors if t is not None and t.is_floating_point()), None)
+
+
+def _changed(found: dict[str, Any], name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Change a tensor's dtype: a parameter stays the same object, as it does under `Module.to`."""
+    if isinstance(tensor, nn.Parameter):
+        tensor.data = tensor.data.to(dtype)
+    else:
+        found[name] = tensor.to(dtype)
 
 
 def _square_into(after: State, averages: dict[str, Tensor]) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella.model import adopt, sites
+from livella.model.domains import Statistics, pinned
 from livella.model.freeze import is_frozen, keep_class
 from livella.moments import Moments
 from livella.nn import SyncBatchNorm, SyncBatchNormAct, switched
@@ -85,7 +86,7 @@ class Step:
         self._before = [
             (layer, name, buffer, buffer.detach().clone())
             for layer in model.modules()
-            if holds(layer)
+            if holds(layer) or isinstance(layer, Statistics)
             for name, buffer in layer.named_buffers(recurse=False)
             if name != "skipped_batches"  # what was kept out stays counted
         ]
@@ -166,6 +167,7 @@ def pooled_updates(model: nn.Module) -> Iterator[None]:
 
     before = Step(model, sites.is_batch_norm)
     with ExitStack() as cleanup:
+        cleanup.enter_context(pinned(layers, "inside pooled_updates"))
         for layer in layers:
             hook = layer.register_forward_pre_hook(look, with_kwargs=True)
             cleanup.callback(hook.remove)

@@ -10,11 +10,12 @@ what it knows; and, in the adapted one, predictions that collapse.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ ENOUGH = 32
 """Samples before which nothing is judged."""
 WINDOW = 256
 """Samples to judge by, the last ones."""
+LOOKS = 8
+"""Batches to judge by at least: of fewer it cannot be told whether they differ by chance."""
 FEW = 0.45
 """Unevenness of predictions from which they are of few classes: that of 3 or 4 classes in 10."""
 KNOWN = 0.115
@@ -55,6 +58,15 @@ class Look:
     adapted: Tensor | None
     records: Mapping[Site, Record]
 
+    def merge(self, other: Look) -> Look:
+        """Give what both showed together."""
+        records = dict(self.records)
+        for site, record in other.records.items():
+            records[site] = records[site].merge(record) if site in records else record
+        parts = [each.adapted for each in (self, other) if each.adapted is not None]
+        adapted = torch.stack(parts).sum(0) if parts else None
+        return Look(self.samples + other.samples, self.votes + other.votes, adapted, records)
+
 
 @dataclass
 class Watch:
@@ -77,10 +89,28 @@ class Watch:
         return cls({name: _averages(layer) for name, layer in layers.items()})
 
     def see(self, look: Look) -> None:
-        """Take in one more, and forget what is older than the window."""
+        """Take in one more, and forget what is older than the window; without one, merge them."""
+        if self.window is None and self.looks:
+            look = self.looks.pop().merge(look)
         self.looks.append(look)
-        while self.window is not None and self.samples - self.looks[0].samples >= self.window:
+        while self._is_over():
             self.looks.popleft()
+
+    def see_adapted(self, votes: Tensor) -> None:
+        """Add the adapted model's votes on the last batch."""
+        last = self.looks[-1]
+        self.looks[-1] = replace(
+            last, adapted=votes if last.adapted is None else last.adapted + votes
+        )
+
+    def kept(self) -> deque[Look]:
+        """Give the looks as they are now."""
+        return deque(self.looks)
+
+    def _is_over(self) -> bool:
+        if self.window is None or len(self.looks) <= LOOKS:
+            return False
+        return self.samples - self.looks[0].samples >= self.window
 
     @property
     def samples(self) -> int:
@@ -141,11 +171,8 @@ class Watch:
 
     def _records(self) -> dict[Site, Record]:
         """What each call met in the whole window."""
-        merged: dict[Site, Record] = {}
-        for look in self.looks:
-            for site, record in look.records.items():
-                merged[site] = merged[site].merge(record) if site in merged else record
-        return merged
+        whole = functools.reduce(Look.merge, self.looks)
+        return dict(whole.records)
 
     def divergence(self) -> float:
         """How far what the layers meet is from training: the median over their calls, in nats.

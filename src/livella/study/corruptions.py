@@ -183,7 +183,12 @@ def _drawn(part: Part, count: int) -> Part:
 
 @torch.no_grad()
 def _as_trained(model: nn.Module, part: Part) -> float:
-    return _share([model.eval()(x) for x in part[0].split(500)], part[1])
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        return _share([model.eval()(x) for x in part[0].split(500)], part[1])
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _by_batch(model: nn.Module, part: Part, method: str, size: int) -> float:

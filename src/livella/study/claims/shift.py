@@ -175,14 +175,13 @@ CLAIM = Claim(
             "Wang et al. 2021, Tent: Fully Test-Time Adaptation by Entropy Minimization",
         ),
     ),
+    left_out=lambda scope: "" if len(scope.shape) == 3 else "its corruptions are of images",
     plan=_plan,
     assess=_assess,
     method=lambda scope: (
         scope.network_in_words(
             "A CNN of 3 convolutions with batch norm (8, 16, 16 channels), SGD with momentum "
             f"{MOMENTUM}"
-            if scope.is_image
-            else f"A network of 3 × 100 ReLU units, SGD with momentum {MOMENTUM}"
         )
         + f", {scope.steps or STEPS} steps of {BATCH} examples, the rate the best out of "
         f"{scope.rates_in_words(RATES)} (validation, two seeds). The test part is then corrupted "
