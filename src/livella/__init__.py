@@ -2,6 +2,10 @@
 
 from livella import functional as functional
 from livella import nn as nn
+from livella.diagnosis.inspection import Inspection as Inspection
+from livella.diagnosis.inspection import inspect as inspect
+from livella.diagnosis.repair import Repair as Repair
+from livella.diagnosis.repair import repair as repair
 from livella.model.accelerate import accelerate as accelerate
 from livella.model.accumulate import accumulate as accumulate
 from livella.model.adapt import adapt as adapt

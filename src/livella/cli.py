@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
@@ -12,11 +13,34 @@ from typing import Annotated, NoReturn, Optional
 import torch
 import typer
 from rich.console import Console
+from torch import nn
 
 import livella
 from livella import bench as benchmark
 from livella import native, report
-from livella.report import text
+from livella.diagnosis import loading
+from livella.diagnosis.records import Level
+from livella.report import inspection_text, text
+from livella.report.files import replace
+
+
+class Format(str, Enum):
+    """How an inspection is told."""
+
+    TEXT = "text"
+    HTML = "html"
+    JSON = "json"
+    SARIF = "sarif"
+
+
+class FailOn(str, Enum):
+    """From which level on findings make the command fail."""
+
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+    NEVER = "never"
+
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +49,8 @@ app = typer.Typer(
     help="Batch normalization for PyTorch, done completely.",
 )
 
+TRIALS_KEPT = "finished trials are kept, and the same command goes on"
+NOTHING_CHANGED = "nothing was changed"
 INTERRUPTED = 130
 """The exit code of a program ended by Ctrl-C, by the convention of shells."""
 
@@ -172,14 +198,110 @@ def _show_bench(record: benchmark.Record, path: Path) -> None:
     print(f"\nThe rows: {path}\nThe page: {page}")
 
 
+_MODEL = typer.Argument(
+    metavar="MODEL", help="module:function or file.py:function returning a torch.nn.Module."
+)
+_WEIGHTS = typer.Option(help="safetensors, or a checkpoint of tensors; no code in it is run.")
+_DATA = typer.Option(
+    help="module:function or file.py:function returning a loader of training batches; without "
+    "it, what is stored is read."
+)
+_DEPLOY = typer.Option(help="Likewise, of the data met in use, to compare with.")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, _MODEL],
+    weights: Annotated[Optional[Path], _WEIGHTS] = None,  # noqa: UP045 - Typer reads it
+    data: Annotated[Optional[str], _DATA] = None,  # noqa: UP045
+    deploy_data: Annotated[Optional[str], _DEPLOY] = None,  # noqa: UP045
+    form: Annotated[
+        Format, typer.Option("--format", help="How to say it.", case_sensitive=False)
+    ] = Format.TEXT,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A file to write to; by default the terminal."),
+    ] = None,
+    fail_on: Annotated[
+        FailOn, typer.Option(help="Exit with 1 at a finding of this level or above.")
+    ] = FailOn.ERROR,
+) -> None:
+    """Name the normalization layers that are wrong, why, what they cost, and what to do."""
+    with _told_in_one_line(NOTHING_CHANGED):
+        loaded = _loaded(model, weights)
+        batches = None if data is None else loading.batches_of(data)
+        deploy = None if deploy_data is None else loading.batches_of(deploy_data)
+        with loading.failures_told(f"{model} could not be inspected"):
+            found = livella.inspect(loaded, batches, deploy=deploy)
+        _put(found, form, out, model)
+    if fail_on is not FailOn.NEVER and found.worst is not None:
+        raise typer.Exit(int(found.worst.rank >= Level(fail_on.value).rank))
+
+
+@app.command()
+def repair(
+    model: Annotated[str, _MODEL],
+    data: Annotated[str, _DATA],
+    out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
+    weights: Annotated[Optional[Path], _WEIGHTS] = None,  # noqa: UP045
+    deploy_data: Annotated[Optional[str], _DEPLOY] = None,  # noqa: UP045
+    changing: Annotated[
+        bool, typer.Option("--changing", help="Also what changes the function, by intent.")
+    ] = False,
+    page: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A page to write, with what was seen before and after."),
+    ] = None,
+) -> None:
+    """Mend what can be mended without training, prove it, and write the weights."""
+    with _told_in_one_line(NOTHING_CHANGED):
+        loaded, batches = _loaded(model, weights), loading.batches_of(data)
+        deploy = None if deploy_data is None else loading.batches_of(deploy_data)
+        with loading.failures_told(f"{model} could not be repaired"):
+            done = livella.repair(loaded, batches, deploy=deploy, changing=changing)
+        print(done)
+        if page is not None:
+            replace(page, done.to_html())
+        if done.worse:
+            _end(f"refused to write what got worse: {done.worse}", 1)
+        path = done.write(out)
+    print(f"\nThe weights: {path}")
+
+
+def _loaded(spec: str, weights: Path | None) -> nn.Module:
+    model = loading.model_of(spec)
+    if weights is not None:
+        print(f"{weights}: {loading.load_weights(model, weights)}", file=sys.stderr)
+    model.eval()
+    return model
+
+
+def _put(found: livella.Inspection, form: Format, out: Path | None, spec: str) -> None:
+    place = spec.rpartition(":")[0]
+    if form is Format.TEXT and out is None:
+        inspection_text.show(found, Console())
+        return
+    if form is Format.SARIF:
+        written = found.to_sarif(place if place.endswith(".py") else "")
+    elif form is Format.TEXT:
+        written = f"{found}\n"
+    else:
+        written = found.to_html() if form is Format.HTML else found.to_json()
+    if out is None:
+        print(written, end="")
+    else:
+        replace(out, written)
+        print(f"written to {out}", file=sys.stderr)
+
+
 @contextmanager
-def _told_in_one_line() -> Iterator[None]:
+def _told_in_one_line(interrupted: str = TRIALS_KEPT) -> Iterator[None]:
     """What the user can mend becomes one line on stderr and exit code 2, without a traceback."""
     try:
         yield
     except KeyboardInterrupt:
-        _end("interrupted; finished trials are kept, and the same command goes on", INTERRUPTED)
-    except (livella.StudyError, benchmark.BenchError, OSError) as error:
+        _end(f"interrupted; {interrupted}", INTERRUPTED)
+    except (livella.StudyError, benchmark.BenchError, loading.LoadError, OSError) as error:
         _end(str(error), 2)
 
 

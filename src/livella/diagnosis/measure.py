@@ -24,6 +24,7 @@ from livella.model import feeding, sites
 from livella.model.estimate import LayerEstimate
 from livella.model.feeding import Forward
 from livella.model.measure import Pass, Record, Statistics
+from livella.model.passes import of_batch
 from livella.model.progress import Bar
 from livella.moments import Moments
 
@@ -190,11 +191,8 @@ def by_batch(data: Data, layers: Mapping[str, _NormBase], loss: Loss | None, wha
 
 def _batch_or_own(reading: Pass, values: int) -> Statistics:
     """Normalize by the batch; one value a channel has no variance, so its own then."""
-    if values > 1:
-        return None, None
-    name = reading.calls[-1][0]
-    own = reading.layers[name]
-    return own._buffers["running_mean"], own._buffers["running_var"]
+    own = reading.originals[reading.calls[-1][0]]
+    return of_batch(reading.met, own) if values > 1 else own
 
 
 @dataclass
@@ -415,7 +413,7 @@ def gradients(data: Data, met: Met, layers: Mapping[str, _NormBase]) -> dict[str
     """Give the norm of the loss gradient at each layer's output, over the root of its size."""
     norms: dict[str, float] = {}
     judge = met.judge
-    if judge is None or judge.unit != "loss":
+    if judge is None or judge.unit != "loss" or not all(each.eps > 0 for each in layers.values()):
         return norms
 
     def watch(name: str) -> Callable[..., None]:

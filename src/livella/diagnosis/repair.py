@@ -19,6 +19,7 @@ from livella.diagnosis.records import Gap
 from livella.diagnosis.remedies import REMEDIES, Means, wanted
 from livella.model import feeding
 from livella.model.feeding import Forward
+from livella.report import inspection_html
 
 WORSE = 0.01
 """By how much of itself the loss may grow, and 0.01 points the accuracy fall, to be the same."""
@@ -48,6 +49,10 @@ class Repair:
         if then is None or now is None:
             return ""
         return _worse(then, now)
+
+    def to_html(self) -> str:
+        """Give a page of what was seen before and after."""
+        return inspection_html.render(self.before, self.after)
 
     def write(self, path: str | Path) -> Path:
         """Write the copy's `state_dict` as safetensors: whole or not at all.

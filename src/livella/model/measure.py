@@ -114,10 +114,16 @@ class Pass:
     """Those of the forward pass at hand, in order."""
     met: Tensor | None = None
     """What the call at hand contributes, if it was measured."""
+    originals: dict[str, Statistics] = field(default_factory=dict)
+    """The layers' own statistics, while others stand in their place."""
     paused: bool = False
     """Whether the model is called for another reason, and nothing is to be measured."""
 
     def __enter__(self) -> Pass:
+        self.originals = {
+            name: (layer._buffers.get("running_mean"), layer._buffers.get("running_var"))
+            for name, layer in self.layers.items()
+        }
         self._cleanup = ExitStack()
         with ExitStack() as cleanup:
             cleanup.callback(self._give_back, self._set_aside())

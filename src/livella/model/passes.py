@@ -129,7 +129,7 @@ class Estimator:
     def _by_batch(self, reading: Pass, site: Site, values: int) -> Statistics:
         own = self._own(site)
         if values > 1:
-            return _of_batch(reading.met, own)
+            return of_batch(reading.met, own)
         so_far = reading.records.get(site)
         return own if so_far is None else self._of({site: so_far.settle()}, [site])
 
@@ -296,7 +296,7 @@ BATCHES_AT_LEAST = 8
 """Before which a tolerance is not believed: intervals of few samples are intervals of luck."""
 
 
-def _of_batch(met: Tensor | None, own: Statistics) -> Statistics:
+def of_batch(met: Tensor | None, own: Statistics) -> Statistics:
     """The moments of the batch itself; averages of low precision could not hold them."""
     mean, variance = own
     exact = (torch.float32, torch.float64)

@@ -1,0 +1,173 @@
+"""Every check finds its fault in plain numbers, where it is, and none in a healthy network."""
+
+import dataclasses
+import inspect
+import math
+
+import pytest
+
+from livella.diagnosis.checks import CHECKS, findings_of
+from livella.diagnosis.records import Level
+from livella.diagnosis.remedies import REMEDIES
+from tests.diagnosis.seen import BROKEN, FAR, layer, measured, seen
+
+NAN = float("nan")
+NOTE, WARNING, ERROR = Level
+HEALTHY = layer("first")
+
+
+def bad(**changed):
+    return seen(HEALTHY, layer("bad", **changed))
+
+
+def met(**changed):
+    return bad(met=measured(**changed))
+
+
+POSITIVE = {
+    "not_finite": (bad(running_mean=(NAN, 0.0)), ERROR),
+    "negative_variance": (bad(running_var=(-1.0, 1.0)), ERROR),
+    "instance_of_one": (bad(family="instance", positions=1), ERROR),
+    "one_value": (met(values=1.0), ERROR),
+    "deployment_shift": (bad(shifted=FAR), WARNING),
+    "never_updated": (bad(running_mean=(0.0, 0.0), running_var=(1.0, 1.0)), WARNING),
+    "momentum": (bad(momentum=0.99), WARNING),
+    "low_precision": (bad(statistics_dtype="bfloat16"), WARNING),
+    "shared_layer": (met(calls=2, apart=1.0), WARNING),
+    "dropout_before": (dataclasses.replace(met(dropout=1.8), dropout=("drop",)), WARNING),
+    "ordered_data": (met(excess=20.0), WARNING),
+    "small_batch": (met(noise=0.6, effective=2.8), WARNING),
+    "unequal_processes": (dataclasses.replace(bad(), unequal=("bad",), processes=2), WARNING),
+    "stale_statistics": (dataclasses.replace(bad(off=FAR, share=0.9), gap=BROKEN), ERROR),
+    "frozen_in_name_only": (
+        seen(layer("first", mode="train"), layer("bad", mode="train", trains=False),
+             training=True), WARNING,
+    ),
+    "unsynchronized": (
+        dataclasses.replace(
+            seen(layer("first", frozen=True), layer("bad")), processes=4, batch=6
+        ), WARNING,
+    ),
+    "batch_statistics_in_evaluation": (
+        bad(running_mean=None, running_var=None, tracks=False, off=None), WARNING,
+    ),
+    "counters": (seen(HEALTHY, layer("second"), layer("bad", counter=7)), NOTE),
+    "weight_decay": (bad(decay=1e-4), NOTE),
+    "reused_layer": (met(calls=2, apart=0.1), NOTE),
+    "unreached": (dataclasses.replace(bad(), unreached=("bad",)), NOTE),
+    "redundant_bias": (bad(source="conv", source_kind="Conv2d", source_bias=True), NOTE),
+    "gradient_flow": (
+        seen(HEALTHY, layer("second"), layer("bad", met=measured(gradient=100.0))), NOTE,
+    ),
+    "large_eps": (bad(eps=10.0), NOTE),
+    "constant_channels": (bad(running_var=(0.0, 1.0)), NOTE),
+    "silent_channels": (bad(weight=(0.0, 1.0)), NOTE),
+}  # fmt: skip
+OF_THE_MODEL = {
+    "not_of_the_statistics": (
+        seen(gap=dataclasses.replace(BROKEN, running=0.9, population=0.9, batch=0.2,
+                                     accuracy=(0.6, 0.6, 0.9))), WARNING,
+    ),
+}  # fmt: skip
+BY_NAME = {check.__name__: check for check in CHECKS}
+
+
+def test_every_check_is_tried():
+    assert set(BY_NAME) == set(POSITIVE) | set(OF_THE_MODEL)
+    assert len(BY_NAME) == len(CHECKS) >= 25
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_a_fault_is_found_at_its_layer(name):
+    record, level = POSITIVE[name]
+    (finding,) = BY_NAME[name](record)
+    assert (finding.layer, finding.level) == ("bad", level)
+    assert finding.message.endswith((".", "%"))
+    assert all(math.isfinite(value) for value in finding.numbers.values())
+
+
+@pytest.mark.parametrize("name", OF_THE_MODEL)
+def test_a_fault_of_the_model_is_found(name):
+    record, level = OF_THE_MODEL[name]
+    (finding,) = BY_NAME[name](record)
+    assert (finding.layer, finding.level) == ("", level)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_nothing_is_found_in_a_healthy_network(check):
+    assert list(check(seen(HEALTHY, layer("second"), layer("third")))) == []
+
+
+@pytest.mark.parametrize("name", {**POSITIVE, **OF_THE_MODEL})
+def test_a_fault_is_told_by_its_check_alone_or_with_what_comes_of_it(name):
+    record, level = {**POSITIVE, **OF_THE_MODEL}[name]
+    found = findings_of(record)
+    assert name.replace("large_", "") in {f.check.replace("large_", "") for f in found}
+    assert all(f.level.rank <= level.rank for f in found)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_check_documents_itself(check):
+    text = inspect.getdoc(check)
+    assert "Remedy" in text
+    assert len(text.split("\n\n")) >= 2
+
+
+def test_every_remedy_that_is_named_is_in_the_table():
+    for record, _ in (*POSITIVE.values(), *OF_THE_MODEL.values()):
+        for finding in findings_of(record):
+            assert not finding.remedy or finding.remedy in REMEDIES
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        {"momentum": 0.99},
+        {"statistics_dtype": "float16"},
+        {"running_mean": (0.0, 0.0), "running_var": (1.0, 1.0)},
+        {"met": measured(calls=2, apart=1.0)},
+    ],
+)
+def test_a_cause_takes_the_place_and_the_level_of_what_comes_of_it(cause):
+    record = dataclasses.replace(bad(off=FAR, share=0.9, **cause), gap=BROKEN)
+    first, *rest = findings_of(record)
+    assert (first.layer, first.level, first.share) == ("bad", ERROR, 0.9)
+    assert "stale_statistics" not in {first.check, *(f.check for f in rest)}
+
+
+def test_dropout_answers_for_its_layer_and_those_behind_it():
+    layers = [
+        layer("before", off=FAR, share=0.3),
+        layer("at", met=measured(dropout=2.0), off=FAR, share=0.5),
+        layer("behind", off=FAR, share=0.2),
+    ]
+    found = findings_of(seen(*layers, dropout=("drop",), gap=BROKEN))
+    told = {(f.check, f.layer): f.share for f in found}
+    assert told["dropout_before", "at"] == pytest.approx(0.7)
+    assert ("stale_statistics", "before") in told
+    assert ("stale_statistics", "behind") not in told
+
+
+def test_the_worst_comes_first_and_larger_shares_before_smaller():
+    layers = [
+        layer("small", off=FAR, share=0.2),
+        layer("large", off=FAR, share=0.7),
+        layer("noted", running_var=(0.0, 1.0)),
+    ]
+    found = findings_of(seen(*layers, gap=BROKEN))
+    assert [f.layer for f in found] == ["large", "small", "noted"]
+
+
+@pytest.mark.parametrize(
+    ("running", "accuracy", "level"),
+    [(0.301, 0.9, NOTE), (0.32, 0.885, WARNING), (0.5, 0.6, ERROR), (NAN, 0.1, ERROR)],
+)
+def test_the_level_is_that_of_the_damage(running, accuracy, level):
+    gap = dataclasses.replace(BROKEN, running=running, accuracy=(accuracy, 0.9, 0.9))
+    (finding,) = findings_of(dataclasses.replace(bad(off=FAR, share=0.9), gap=gap))
+    assert finding.level is level
+
+
+def test_a_layer_that_is_hardly_off_is_not_blamed():
+    slight = dataclasses.replace(FAR, offset=0.02, ratio=1.02)
+    assert findings_of(dataclasses.replace(bad(off=slight, share=0.5), gap=BROKEN)) == ()
