@@ -175,3 +175,100 @@ def test_the_version_names_the_path_in_use():
         f"livella {metadata.version('livella')}, torch {torch.__version__}, "
         f"kernels: {native.path()}\n"
     )
+
+
+MINE = """
+import torch
+
+def net():
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    return torch.nn.Sequential(*layers)
+
+def batches():
+    g = torch.Generator().manual_seed(1)
+    return [2 + torch.randn(32, 6, generator=g) for _ in range(12)]
+
+def fitted():
+    model = net()
+    import livella
+    model[1].num_batches_tracked += 12
+    livella.estimate_population(model.eval(), batches(), progress=False).apply()
+    return model
+
+def fails():
+    yield batches()[0]
+    raise RuntimeError("no such disk")
+
+def failing():
+    class Loader:
+        def __iter__(self):
+            return fails()
+    return Loader()
+"""
+
+
+@pytest.fixture
+def mine(folder):
+    (folder / "mine.py").write_text(MINE)
+    return folder
+
+
+def test_inspect_names_the_layer_and_fails_by_level(mine):
+    result = invoke("inspect", "mine.py:net", "--data", "mine.py:batches")
+    assert result.exit_code == 1
+    assert "1: never_updated" in result.stdout
+    assert "Wrong in use" in result.stdout
+    healthy = ("inspect", "mine.py:fitted", "--data", "mine.py:batches")
+    assert invoke(*healthy).exit_code == 0
+    assert invoke(*healthy, "--fail-on", "note").exit_code == 1, "the bias before it"
+    assert invoke("inspect", "mine.py:net", "--fail-on", "never").exit_code == 0
+    assert invoke("inspect", "mine.py:net", "--fail-on", "warning").exit_code == 1
+
+
+@pytest.mark.parametrize("form", ["text", "html", "json", "sarif"])
+def test_inspect_writes_every_format(mine, form):
+    words = ("inspect", "mine.py:net", "--format", form, "--fail-on", "never")
+    shown = invoke(*words)
+    result = invoke(*words, "--out", "found")
+    assert result.exit_code == 0
+    assert "never_updated" in (mine / "found").read_text()
+    assert "never_updated" in shown.stdout
+    if form in ("json", "sarif"):
+        json.loads(shown.stdout)
+    if form == "sarif":
+        assert '"uri": "mine.py"' in shown.stdout
+
+
+def test_repair_writes_weights_that_inspect_then_finds_healthy(mine):
+    repaired = invoke("repair", "mine.py:net", "--data", "mine.py:batches", "--out",
+                      "w.safetensors", "--page", "page.html")  # fmt: skip
+    assert repaired.exit_code == 0
+    assert "measure_statistics: 1" in repaired.stdout
+    assert "After the repair" in (mine / "page.html").read_text()
+    again = invoke("inspect", "mine.py:net", "--weights", "w.safetensors", "--data",
+                   "mine.py:batches")  # fmt: skip
+    assert again.exit_code == 0
+    assert "tensors loaded" in again.stderr
+
+
+BAD_MODELS = {
+    "no file": (["nowhere.py:net"], "no file 'nowhere.py'"),
+    "no function": (["mine.py:nothing"], "no function 'nothing'"),
+    "no module": (["mine.py:batches"], "expected a torch.nn.Module"),
+    "no weights": (["mine.py:net", "--weights", "w.pt"], "no file 'w.pt'"),
+    "a loader that raises": (
+        ["mine.py:net", "--data", "mine.py:failing"], "RuntimeError: no such disk",
+    ),
+    "no loader": (["mine.py:net", "--data", "mine.py:fails"], "read once"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(("words", "said"), BAD_MODELS.values(), ids=BAD_MODELS)
+def test_what_cannot_be_inspected_is_told_in_one_line(words, said):
+    result = invoke("inspect", *words)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("livella: ")
+    assert said in line

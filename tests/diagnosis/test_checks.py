@@ -168,6 +168,12 @@ def test_the_level_is_that_of_the_damage(running, accuracy, level):
     assert finding.level is level
 
 
+def test_a_layer_that_is_off_and_costs_nothing_is_a_note():
+    (finding,) = findings_of(bad(off=FAR, share=0.0))
+    assert finding.level is NOTE
+    assert "costs nothing" in finding.message
+
+
 def test_a_layer_that_is_hardly_off_is_not_blamed():
     slight = dataclasses.replace(FAR, offset=0.02, ratio=1.02)
     assert findings_of(dataclasses.replace(bad(off=slight, share=0.5), gap=BROKEN)) == ()

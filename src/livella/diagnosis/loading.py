@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,7 +140,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError) as error:
             raise LoadError(f"{file} cannot be read as safetensors: {error}") from error
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a protocol that it then refuses
+            warnings.simplefilter("ignore")
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise LoadError(
             f"{file} holds more than tensors, or is damaged, and was not opened, as that could run "

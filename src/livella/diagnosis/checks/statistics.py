@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
-from livella.diagnosis.checks.damage import MUCH, PART, of_gap, of_layer, raised
+from livella.diagnosis.checks.damage import MUCH, of_layer, raised
 from livella.diagnosis.records import Finding, Layer, Level, Seen
 
 SLIGHT, SHIFT, FAR = 0.05, 0.3, 1.0
@@ -26,18 +26,18 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
     they may be right. Remedy: measure them again, safe.
     """
     for layer in sorted(seen.layers, key=lambda each: -(each.share or 0.0)):
-        if layer.off is None or layer.share is None or layer.share < PART:
+        off, level = layer.off, of_layer(seen, layer)
+        if off is None or not _is_off(layer, SHIFT if level is Level.NOTE else SLIGHT):
             continue
-        if not _is_off(layer, SLIGHT if of_gap(seen.gap) is not Level.NOTE else SHIFT):
-            continue
+        costs = "It costs nothing on these data."
+        if level is not Level.NOTE:
+            costs = f"It answers for {layer.share:.0%} of the gap."
         yield Finding(
-            "stale_statistics", of_layer(seen, layer), layer.name,
-            f"Its running statistics are not those of the data: means off by "
-            f"{layer.off.offset:.2g} σ, variances {layer.off.ratio:.2g} times as large. "
-            f"It answers for {layer.share:.0%} of the gap.",
+            "stale_statistics", level, layer.name,
+            f"Its running statistics are not those of the data: means off by {off.offset:.2g} σ, "
+            f"variances {off.ratio:.2g} times as large. {costs}",
             "measure_statistics", layer.share,
-            {"offset": layer.off.offset, "ratio": layer.off.ratio,
-             "divergence": layer.off.divergence},
+            {"offset": off.offset, "ratio": off.ratio, "divergence": off.divergence},
         )  # fmt: skip
 
 

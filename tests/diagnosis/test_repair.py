@@ -1,0 +1,215 @@
+"""Repair works on a copy, proves what it brought, and writes whole files or none."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import livella
+from livella.diagnosis import remedies, repair
+from livella.diagnosis.remedies import REMEDIES, Safety
+from tests.diagnosis.test_inspection import assert_untouched, pairs, whole
+
+
+def mend(model, batches, **options):
+    return livella.repair(model, batches, **{"progress": False, **options})
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Identity(), nn.Linear(8, 8),
+        nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5),
+    )  # fmt: skip
+
+
+def fitting():
+    """A network whose statistics are those of its data, and whose labels are what it says."""
+    model, batches = small().eval(), pairs(20)
+    for norm in (model[1], model[5]):
+        norm.num_batches_tracked.fill_(20)
+    livella.estimate_population(model, batches, progress=False).apply()
+    with torch.no_grad():
+        return model, [(x, model(x).argmax(1)) for x, _ in batches]
+
+
+def broken():
+    model, batches = fitting()
+    model[5].running_mean += 3
+    return model, batches
+
+
+def test_the_copy_is_mended_and_the_model_as_it_was():
+    model, batches = broken()
+    good, _ = fitting()
+    before = whole(model)
+    done = mend(model, batches)
+    assert_untouched(before, model)
+    assert done.applied == {"measure_statistics": ("5",)}
+    assert not done.worse
+    torch.testing.assert_close(done.model[5].running_mean, good[5].running_mean)
+    assert done.after.seen.gap.running < done.before.seen.gap.running
+    assert "measure_statistics: 5" in str(done)
+    assert "loss:" in str(done)
+
+
+def test_a_healthy_model_is_left_alone():
+    model, batches = fitting()
+    done = mend(model, batches)
+    assert done.applied == {}
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), done.model.state_dict().values(), strict=True)
+    )
+    assert "nothing was found" in str(done)
+
+
+def test_nan_is_measured_away_from_batches_without_labels():
+    model, batches = fitting()
+    model[1].running_var[3] = float("nan")
+    done = mend(model, [x for x, _ in batches])
+    assert done.applied == {"measure_statistics": ("1",)}
+    assert all(value.isfinite().all() for value in done.model.state_dict().values())
+
+
+def test_a_momentum_meant_otherwise_is_turned_and_training_alone_changes():
+    model, batches = fitting()
+    model[1].momentum = 0.99
+    done = mend(model, batches)
+    assert done.model[1].momentum == pytest.approx(0.01)
+    assert model[1].momentum == 0.99
+    assert "momentum" not in {f.check for f in done.after.findings}
+
+
+@pytest.mark.parametrize("how", ["parameters", "mode"])
+def test_what_was_frozen_in_name_is_frozen(how):
+    model, batches = fitting()
+    model.train()
+    if how == "mode":
+        model[1].eval()
+    for parameter in model[1].parameters() if how == "parameters" else ():
+        parameter.requires_grad_(False)
+    done = mend(model, batches)
+    assert done.applied["freeze"] == ("1",)
+    kept = done.model[1].running_mean.clone()
+    done.model.train()(batches[0][0])
+    assert torch.equal(done.model[1].running_mean, kept)
+    wanted = how == "mode"
+    assert all(p.requires_grad is wanted for p in done.model[1].parameters())
+
+
+def test_low_precision_is_raised_and_gives_the_same_outputs():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    model = model.to(torch.bfloat16)
+    batches = [torch.randn(16, 3, 8, 8).bfloat16() for _ in range(6)]
+    for x in batches:
+        model(x)
+    done = mend(model.eval(), batches)
+    assert "keep_in_float32" in done.applied
+    assert done.model[1].running_mean.dtype == torch.float32
+    assert done.model[0].weight.dtype == torch.bfloat16
+    torch.testing.assert_close(done.model(batches[0]), model(batches[0]), atol=0.05, rtol=0.05)
+
+
+def test_what_changes_the_function_is_done_only_when_asked():
+    model, batches = fitting()
+    deploy = [(x + 5, y) for x, y in batches]
+    assert mend(model, batches, deploy=deploy).applied == {}
+    done = mend(model, batches, deploy=deploy, changing=True)
+    assert "adapt" in done.applied
+    assert not torch.equal(done.model[1].running_mean, model[1].running_mean)
+
+
+def test_exact_remedies_keep_the_function():
+    """What claims to be exact gives the same outputs, in float64 to the last bits."""
+    model, batches = fitting()
+    model.train().double()
+    batches = [(x.double(), y) for x, y in batches]
+    for parameter in model[1].parameters():
+        parameter.requires_grad_(False)
+    done = mend(model, batches)
+    exact = {name for name, remedy in REMEDIES.items() if remedy.safety is Safety.EXACT}
+    assert done.applied
+    assert set(done.applied) <= exact
+    x = batches[0][0]
+    torch.testing.assert_close(done.model.eval()(x), model.eval()(x), atol=1e-12, rtol=1e-12)
+
+
+def test_what_got_worse_is_not_written(monkeypatch, tmp_path):
+    def spoil(model, _layers, _means):
+        model[5].running_mean -= 100
+
+    spoiling = remedies.Remedy(Safety.STATISTICS, "Spoil it.", spoil)
+    monkeypatch.setitem(repair.REMEDIES, "measure_statistics", spoiling)
+    model, batches = broken()
+    done = mend(model, batches)
+    assert done.worse.startswith("loss")
+    with pytest.raises(ValueError, match="refused to write what got worse: loss"):
+        done.write(tmp_path / "w.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_weights_are_written_whole_and_load(tmp_path):
+    model, batches = broken()
+    done = mend(model, batches)
+    path = done.write(tmp_path / "w.safetensors")
+    fresh = small()
+    fresh.load_state_dict(load_file(path))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(fresh.state_dict().values(), done.model.state_dict().values(), strict=True)
+    )
+    assert [each.name for each in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_a_failed_write_leaves_the_former_file(monkeypatch, tmp_path):
+    model, batches = broken()
+    done = mend(model, batches)
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"mine")
+
+    def fail(_tensors, place):
+        place.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        done.write(path)
+    assert path.read_bytes() == b"mine"
+    assert [each.name for each in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_a_failure_on_the_way_leaves_the_model_as_it_was():
+    model, batches = broken()
+    before = whole(model)
+    calls = []
+
+    def forward(m, batch):
+        calls.append(1)
+        if len(calls) > 75:
+            raise RuntimeError("out")
+        return m(batch[0])
+
+    with pytest.raises(RuntimeError, match="out"):
+        mend(model, batches, forward=forward)
+    assert_untouched(before, model)
+
+
+def test_shared_tensors_are_written_under_every_name(tmp_path):
+    norm = nn.BatchNorm1d(6)
+    model, x = nn.Sequential(norm, norm).eval(), [torch.randn(32, 6) for _ in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = mend(model, x)
+    saved = load_file(done.write(tmp_path / "w.safetensors"))
+    assert saved.keys() == model.state_dict().keys()
+
+
+def test_every_remedy_says_what_it_may_change():
+    for name, remedy in REMEDIES.items():
+        assert remedy.advice.endswith("."), name
+        assert (remedy.act is None) == (remedy.safety is Safety.ADVICE), name
+    assert copy.deepcopy(REMEDIES).keys() == REMEDIES.keys()
