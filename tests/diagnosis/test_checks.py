@@ -7,7 +7,7 @@ import math
 import pytest
 
 from livella.diagnosis.checks import CHECKS, findings_of
-from livella.diagnosis.records import Level
+from livella.diagnosis.records import Distance, Gap, Level
 from livella.diagnosis.remedies import REMEDIES
 from tests.diagnosis.seen import BROKEN, FAR, layer, measured, seen
 
@@ -166,6 +166,16 @@ def test_the_level_is_that_of_the_damage(running, accuracy, level):
     gap = dataclasses.replace(BROKEN, running=running, accuracy=(accuracy, 0.9, 0.9))
     (finding,) = findings_of(dataclasses.replace(bad(off=FAR, share=0.9), gap=gap))
     assert finding.level is level
+
+
+@pytest.mark.parametrize(
+    ("off", "level"),
+    [(Distance(0.2, 1.0, 0.02), None), (FAR, WARNING), (Distance(1.5, 1.0, 1.1), ERROR)],
+)
+def test_without_labels_what_is_near_is_not_blamed_and_nothing_but_the_far_is_wrong(off, level):
+    gap = Gap("share of the outputs' variance", 1.5, 0.0, 0.4)
+    found = findings_of(dataclasses.replace(bad(off=off, share=0.9), gap=gap))
+    assert [finding.level for finding in found] == ([] if level is None else [level])
 
 
 def test_a_layer_that_is_off_and_costs_nothing_is_a_note():

@@ -11,8 +11,9 @@ from livella.model.estimate import LayerEstimate
 
 BATCHES = 8
 """On how many batches layers are tried; more would say the same more surely."""
-NOTICEABLE = 0.02
-"""What a layer's statistics have to be off by, in σ or in shares of σ, to be tried."""
+NOTICEABLE = 0.05
+"""What a layer's statistics have to be off by, in σ or in shares of σ, and beyond what is left to
+chance (at 95 %), to be tried."""
 
 
 def suspects(met: Met) -> list[LayerEstimate]:
@@ -30,7 +31,7 @@ def _is_off(estimate: LayerEstimate) -> bool:
     moved = (mean.double() - estimate.mean) / sigma
     scaled = (variance.double() + estimate.layer.eps).abs().sqrt() / sigma - 1
     worst = max(float(each.square().mean().sqrt()) for each in (moved, scaled))
-    return not worst <= max(NOTICEABLE, estimate.error / 2)  # NaN is off
+    return not worst <= max(NOTICEABLE, min(estimate.error, 1.0))  # NaN is off
 
 
 def shares(data: Data, met: Met, tried: Sequence[LayerEstimate]) -> dict[str, float]:

@@ -18,6 +18,8 @@ from livella.report.text import facts, heading, safe
 
 FIRST = 3
 """Findings told in full."""
+NAMED = 4
+"""Further layers named where the same was found in several."""
 MARKS = {Level.ERROR: "✗", Level.WARNING: "!", Level.NOTE: "○"}
 _COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow", Level.NOTE: "cyan"}
 _WIDEST = 110
@@ -122,11 +124,22 @@ def _others(record: Record) -> Iterator[RenderableType]:
         return
     yield heading("Also")
     grid = Grid.grid(padding=(0, 2, 0, 0))
-    for finding in rest:
-        mark = Text(f"{MARKS[finding.level]} {finding.level.value}", _COLOURS[finding.level])
-        where = finding.layer or "the model"
-        grid.add_row(mark, safe(where), safe(f"{finding.check}: {finding.message}"))
+    for level, check in dict.fromkeys((finding.level, finding.check) for finding in rest):
+        alike = [f for f in rest if (f.level, f.check) == (level, check)]
+        mark = Text(f"{MARKS[level]} {level.value}", _COLOURS[level])
+        grid.add_row(mark, safe(f"{check}: {_where(alike)}"))
     yield grid
+
+
+def _where(alike: list[Finding]) -> str:
+    """Say where something was found: in full for one layer, by example for many."""
+    first = alike[0]
+    said = f"{first.layer or 'the model'}: {first.message}"
+    if len(alike) == 1:
+        return said
+    others = [finding.layer for finding in alike[1:]]
+    named = ", ".join(others[:NAMED]) + (" …" if len(others) > NAMED else "")
+    return f"in {len(alike)} layers. {said} Likewise {named}."
 
 
 def _layers(record: Record) -> Iterator[RenderableType]:

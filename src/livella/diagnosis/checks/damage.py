@@ -10,6 +10,8 @@ SOME, MUCH = 0.01, 0.1
 """Of the loss by the data's own statistics, or of the outputs' variance."""
 POINTS = (0.01, 0.03)
 """Of accuracy."""
+SHIFT, FAR = 0.3, 1.0
+"""How far statistics are apart, in σ, to be worth telling, and to be wrong."""
 PART = 0.05
 """A layer with less than this share of the gap is not to blame for it."""
 
@@ -36,7 +38,22 @@ def of_layer(seen: Seen, layer: Layer) -> Level:
     """Say how much it matters what this layer's running statistics are."""
     if layer.share is None or layer.share < PART:
         return Level.NOTE
-    return of_gap(seen.gap)
+    level = of_gap(seen.gap)
+    labelled = seen.gap is not None and seen.gap.unit == "loss"
+    if labelled or distance(layer) > FAR:
+        return level
+    # Without labels nobody knows which outputs are right; and data may not be those of training.
+    if distance(layer) <= SHIFT:
+        return Level.NOTE
+    return min(level, Level.WARNING, key=lambda each: each.rank)
+
+
+def distance(layer: Layer) -> float:
+    """How far its running statistics are from the data, in σ or as |ln σ ratio|, the larger."""
+    off = layer.off
+    if off is None or not off.ratio > 0:
+        return math.inf
+    return max(off.offset, abs(0.5 * math.log(off.ratio)))
 
 
 def raised(least: Level, seen: Seen, layer: Layer) -> Level:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
-from livella.diagnosis.checks.damage import MUCH, of_layer, raised
-from livella.diagnosis.records import Finding, Layer, Level, Seen
+from livella.diagnosis.checks.damage import FAR, MUCH, SHIFT, distance, of_layer, raised
+from livella.diagnosis.records import Finding, Level, Seen
 
-SLIGHT, SHIFT, FAR = 0.05, 0.3, 1.0
-"""How far statistics are apart, in σ: too little to do harm, worth telling, and wrong."""
+SLIGHT = 0.05
+"""How far statistics are from the data, in σ, to do harm at all."""
 SMALL_BATCH = 4
 NOISY = 0.25
 """How far the mean of a batch is from that of the data, in σ, to be called noise."""
@@ -22,12 +22,13 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
     In evaluation a layer then normalizes by other moments than those it was trained with: good in
     `train()`, bad in `eval()` (pytorch issues 4741, 5406). Too few batches, too small ones, weights
     that moved or were averaged since, and data that were normalized otherwise are the usual causes.
-    The level is that of the damage. Known limit: it compares with the data given; of other data
-    they may be right. Remedy: measure them again, safe.
+    The level is that of the damage; without labels, which would say what is right, a warning at
+    most unless they are more than 1 σ away. Known limit: it compares with the data given; of
+    other data they may be right. Remedy: measure them again, safe.
     """
     for layer in sorted(seen.layers, key=lambda each: -(each.share or 0.0)):
         off, level = layer.off, of_layer(seen, layer)
-        if off is None or not _is_off(layer, SHIFT if level is Level.NOTE else SLIGHT):
+        if off is None or distance(layer) <= (SHIFT if level is Level.NOTE else SLIGHT):
             continue
         costs = "It costs nothing on these data."
         if level is not Level.NOTE:
@@ -39,13 +40,6 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
             "measure_statistics", layer.share,
             {"offset": off.offset, "ratio": off.ratio, "divergence": off.divergence},
         )  # fmt: skip
-
-
-def _is_off(layer: Layer, limit: float) -> bool:
-    off = layer.off
-    if off is None or not off.ratio > 0:
-        return True
-    return off.offset > limit or abs(0.5 * math.log(off.ratio)) > limit
 
 
 def deployment_shift(seen: Seen) -> Iterator[Finding]:

@@ -110,7 +110,7 @@ def large_eps(seen: Seen) -> Iterator[Finding]:
                 "ε is 0: a channel that is constant in a batch becomes NaN.", "eps",
                 None, {"eps": 0.0},
             )  # fmt: skip
-        elif var and 2 * below > len(var):
+        elif var and 10 * below > len(var):
             yield Finding(
                 "eps", Level.NOTE, layer.name,
                 f"ε = {layer.eps:g} is above the variance of {below} of {len(var)} channels, which "
