@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
+from livella.diagnosis.checks import CHECKS, Check
+from livella.diagnosis.remedies import REMEDIES
 from livella.study import CLAIMS
 from livella.study.claim import Claim, Scope
 
+CHECKS_PAGE = Path(__file__).with_name("checks.md")
 CLAIMS_PAGE = Path(__file__).with_name("claims.md")
 
 
@@ -27,5 +31,24 @@ def _section(claim: Claim) -> str:
     )
 
 
+def checks_page() -> str:
+    """docs/checks.md: what each check finds, why it is bad, its limits and its remedy."""
+    head = (
+        "# The checks\n\nGenerated from `src/livella/diagnosis/checks/` by `docs/generate.py`. "
+        "Causes stand before what may come of them.\n"
+    )
+    remedies = "".join(
+        f"| `{name}` | {remedy.safety.value} | {remedy.advice.replace('|', '')} |\n"
+        for name, remedy in REMEDIES.items()
+    )
+    table = f"\n## The remedies\n\n| remedy | may change | what to do |\n|---|---|---|\n{remedies}"
+    return head + "".join(map(_check, CHECKS)) + table
+
+
+def _check(check: Check) -> str:
+    return f"\n## `{check.__name__}`\n\n{inspect.getdoc(check)}\n"
+
+
 if __name__ == "__main__":
+    CHECKS_PAGE.write_text(checks_page())
     CLAIMS_PAGE.write_text(claims_page())

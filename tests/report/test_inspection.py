@@ -96,7 +96,7 @@ def test_the_page_is_whole_and_needs_nothing_else(after):
 def test_a_share_colours_its_block():
     page = Page(inspection_html.render(SICK))
     shares = [a["style"] for tag, a in page.tags if tag == "a"]
-    assert [float(style.split(":")[1]) for style in shares] == [0, 0.675, 0, 0]
+    assert [float(style.split(":")[1]) for style in shares] == [0, 0.45, 0, 0]
 
 
 def test_names_of_a_model_are_escaped():

@@ -27,9 +27,9 @@ def momentum(seen: Seen) -> Iterator[Finding]:
         if layer.momentum >= LARGE_MOMENTUM:
             yield Finding(
                 "momentum", raised(Level.WARNING, seen, layer), layer.name,
-                f"momentum = {layer.momentum:g} is the share of each new batch here: the running "
-                "statistics are those of the last batch or two. In TensorFlow's sense it would be "
-                f"{1 - layer.momentum:.3g}.",
+                f"momentum = {layer.momentum:g} is the share of each new batch here: training "
+                "leaves the running statistics of its last batch or two. In TensorFlow's sense "
+                f"it would be {1 - layer.momentum:.3g}.",
                 "momentum", layer.share, numbers,
             )  # fmt: skip
         elif layer.momentum == 0 and not layer.frozen:
