@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 
 from livella.diagnosis.checks import CHECKS, Check
 from livella.diagnosis.remedies import REMEDIES
+from livella.diagnosis.schema import schema
 from livella.study import CLAIMS
 from livella.study.claim import Claim, Scope
 
+SCHEMA = Path(__file__).with_name("inspection.schema.json")
 CHECKS_PAGE = Path(__file__).with_name("checks.md")
 CLAIMS_PAGE = Path(__file__).with_name("claims.md")
 
@@ -51,4 +54,5 @@ def _check(check: Check) -> str:
 
 if __name__ == "__main__":
     CHECKS_PAGE.write_text(checks_page())
+    SCHEMA.write_text(json.dumps(schema(), indent=2) + "\n")
     CLAIMS_PAGE.write_text(claims_page())

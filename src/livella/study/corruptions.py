@@ -31,7 +31,7 @@ _STRENGTHS = {
 
 METHODS = ("blended", "adapted", "tuned")
 SIZES = (1, 4, 16, 64)
-BATCHES = {1: 32, 4: 16, 16: 8, 64: 3}
+BATCHES = {1: 16, 4: 8, 16: 4, 64: 2}
 """How many batches are tried of each size; small ones show fewer examples in all."""
 ENTROPY_RATE = 1e-3
 STREAM = 32
