@@ -36,8 +36,8 @@ FEW = 8
 Pair = tuple[Tensor, Tensor]
 """Mean and variance, (C,) each."""
 
-LOOKS = 2
-"""Batches on which gradients and the effect of dropout are looked at."""
+LOOKS = 1
+"""Batches on which the effect of dropout is looked at."""
 
 
 @dataclass
