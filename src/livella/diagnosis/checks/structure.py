@@ -112,10 +112,11 @@ def one_value(seen: Seen) -> Iterator[Finding]:
 
 
 def instance_of_one(seen: Seen) -> Iterator[Finding]:
-    """Instance norm on maps of 1×1, or group norm with one value a group.
+    """Instance norm on maps of 1×1.
 
     Each value is its own mean, so that all that comes out is β: what the network learnt before is
-    gone (torch raises an error in training alone). Remedy: another kind there.
+    gone (torch raises an error where a map's own moments normalize, and says nothing where running
+    ones do). Remedy: another kind there.
     """
     for layer in seen.layers:
         if layer.family == "instance" and layer.positions == 1:
