@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import Literal
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -144,9 +145,11 @@ def _where(alike: list[Finding]) -> str:
 
 def _layers(record: Record) -> Iterator[RenderableType]:
     yield heading("Layers")
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(COLUMNS):
-        grid.add_column(column, justify="left" if index < 2 else "right", no_wrap=index < 2)
+        widest = max(map(len, column.split()))
+        justify: Literal["left", "right"] = "left" if index < 2 else "right"
+        grid.add_column(column, justify=justify, no_wrap=index < 2, min_width=widest)
     for layer in record.seen.layers:
         grid.add_row(*(safe(cell) for cell in row(layer)))
     yield grid

@@ -29,7 +29,9 @@ def of_gap(gap: Gap | None) -> Level:
     else:
         relative = gap.running
     lost = 0.0 if gap.accuracy is None else gap.accuracy[1] - gap.accuracy[0]
-    if relative > MUCH or lost > POINTS[1]:
+    # Where accuracy is known it says what matters; a loss that doubles matters too.
+    much = MUCH if gap.accuracy is None else 1.0
+    if relative > much or lost > POINTS[1]:
         return Level.ERROR
     return Level.WARNING if relative > 2 * SOME or lost > POINTS[0] else Level.NOTE
 
