@@ -514,7 +514,10 @@ def test_one_score_a_sample_is_refused_and_made_two():
     model.eval()
     with pytest.raises(TypeError, match="two classes or more"):
         livella.adapt(model, [images()], progress=False)
-    two = lambda output: torch.cat([-output, output], 1) / 2  # noqa: E731
+
+    def two(output):
+        return torch.cat([-output, output], 1) / 2
+
     livella.adapt(model, [images(offset=0.1)], logits=two, progress=False)
 
 

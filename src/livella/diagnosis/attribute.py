@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from livella.diagnosis.measure import Data, Met, Score, output_by, population_of
+from livella.diagnosis.measure import Data, Met, output_by, population_of
+from livella.diagnosis.scoring import Score
+from livella.model.blending import averages
 from livella.model.estimate import LayerEstimate
 
 BATCHES = 8
@@ -18,20 +20,14 @@ chance (at 95 %), to be tried."""
 
 def suspects(met: Met) -> list[LayerEstimate]:
     """Give the layers whose running statistics differ from the data, in the order of calls."""
-    order = list(met.calls)
+    order = list(met.callers.calls)
     off = [each for each in met.estimates.values() if _is_off(each)]
-    return sorted(off, key=lambda each: order.index(each.name) if each.name in order else 0)
+    return sorted(off, key=lambda each: order.index(each.name))
 
 
 def _is_off(estimate: LayerEstimate) -> bool:
-    mean, variance = estimate.layer.running_mean, estimate.layer.running_var
-    assert mean is not None
-    assert variance is not None
-    sigma = (estimate.moments.variance(unbiased=False) + estimate.layer.eps).sqrt()
-    moved = (mean.double() - estimate.mean) / sigma
-    scaled = (variance.double() + estimate.layer.eps).abs().sqrt() / sigma - 1
-    worst = max(float(each.square().mean().sqrt()) for each in (moved, scaled))
-    return not worst <= max(NOTICEABLE, min(estimate.error, 1.0))  # NaN is off
+    off = estimate.distance(*averages(estimate.layer))
+    return off > max(NOTICEABLE, min(estimate.error, 1.0))
 
 
 def shares(data: Data, met: Met, tried: Sequence[LayerEstimate]) -> dict[str, float]:
@@ -43,7 +39,7 @@ def shares(data: Data, met: Met, tried: Sequence[LayerEstimate]) -> dict[str, fl
     others are mended, the other what mending it alone would bring (the two ends of the orders that
     a Shapley value averages over; Shapley 1953).
     """
-    if not tried or met.judge is None:
+    if not tried:
         return {}
     population = {each.name: population_of(each) for each in tried}
     names = list(population)
@@ -52,7 +48,7 @@ def shares(data: Data, met: Met, tried: Sequence[LayerEstimate]) -> dict[str, fl
         "up to": {name: Score() for name in names},
     }
     before = Score()
-    with data.bar() as bar:
+    with data.bar(min(BATCHES, len(met.sizes))) as bar:
         bar.begin(f"{len(names)} layers")
         for batch in islice(data, BATCHES):
             good = output_by(data, batch, population)

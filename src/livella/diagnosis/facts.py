@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -14,8 +15,10 @@ from livella.diagnosis.records import Layer
 from livella.model import sites
 from livella.model.freeze import is_frozen, scale_and_shift
 
+Norm = _NormBase | nn.GroupNorm
 
-def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+
+def modules_of(model: nn.Module) -> dict[str, Norm]:
     """Give every normalization over channels, by its first name."""
     return {
         name: module
@@ -32,8 +35,7 @@ def layers_of(
     return tuple(_layer(model, name, module, decays) for name, module in modules_of(model).items())
 
 
-def _layer(model: nn.Module, name: str, module: nn.Module, decays: dict[int, float]) -> Layer:
-    features = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+def _layer(model: nn.Module, name: str, module: Norm, decays: dict[int, float]) -> Layer:
     own = dict(module._buffers)
     running = own.get("running_mean")
     parameters = [p for _, p in scale_and_shift(module)]
@@ -42,8 +44,8 @@ def _layer(model: nn.Module, name: str, module: nn.Module, decays: dict[int, flo
         name=name,
         kind=type(module).__name__,
         family=_family(module),
-        features=int(features),  # type: ignore[arg-type]
-        eps=float(module.eps),  # type: ignore[arg-type]
+        features=sites.features(module),
+        eps=module.eps,
         momentum=getattr(module, "momentum", None),
         mode="train" if module.training else "eval",
         frozen=is_frozen(module) or switched,

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella import provenance
-from livella.diagnosis import attribute, facts, measure
+from livella.diagnosis import attribute, facts, looks, measure, numbers
 from livella.diagnosis.checks import CHECKS, findings_of
-from livella.diagnosis.measure import Data, Loss, Met
+from livella.diagnosis.measure import Data, Met
 from livella.diagnosis.records import Advice, Layer, Record, Seen
 from livella.diagnosis.remedies import REMEDIES
+from livella.diagnosis.scoring import Loss
 from livella.model import feeding
 from livella.model.estimate import LayerEstimate
 from livella.model.feeding import Forward
@@ -95,14 +96,7 @@ def inspect(
         ['never_updated', 'momentum']
 
     """
-    for name, given in (("batches", batches), ("deploy", deploy)):
-        if isinstance(given, Iterator):
-            raise TypeError(
-                f"inspect: got an iterator as {name}, which can be read once, where it is read "
-                "several times; pass a loader or a list"
-            )
-    if deploy is not None and batches is None:
-        raise ValueError("inspect: deployment data are compared with those of training; pass both")
+    _check(batches, deploy)
     model = feeding.unwrap(model)
     layers = facts.layers_of(model, optimizer)
     if not layers:
@@ -133,6 +127,17 @@ def inspect(
     )
 
 
+def _check(batches: Iterable[Any] | None, deploy: Iterable[Any] | None) -> None:
+    for name, given in (("batches", batches), ("deploy", deploy)):
+        if isinstance(given, Iterator):
+            raise TypeError(
+                f"inspect: got an iterator as {name}, which can be read once, where it is read "
+                "several times; pass a loader or a list"
+            )
+    if deploy is not None and batches is None:
+        raise ValueError("inspect: deployment data are compared with those of training; pass both")
+
+
 def _advice(remedy: str) -> Advice:
     return Advice(REMEDIES[remedy].safety.value, REMEDIES[remedy].advice)
 
@@ -142,8 +147,8 @@ def _with_data(seen: Seen, data: Data, loss: Loss | None) -> Seen:
     met = measure.by_batch(data, norms, loss, "what layers meet")
     gap = measure.gap(data, met)
     shares = attribute.shares(data, met, attribute.suspects(met))
-    layers = [measure.told(layer, met, data.model) for layer in seen.layers]
-    order = list(met.calls)
+    layers = [numbers.told(layer, met, data.model) for layer in seen.layers]
+    order = list(met.callers.calls)
     layers.sort(key=lambda each: order.index(each.name) if each.name in order else len(order))
     looked = _looked_at(data, met, norms, seen.dropout)
     return dataclasses.replace(
@@ -163,8 +168,8 @@ Looks = tuple[dict[str, float], dict[str, float]]
 def _looked_at(
     data: Data, met: Met, norms: dict[str, _NormBase], dropout: tuple[str, ...]
 ) -> Looks:
-    ratios = measure.dropout_ratios(data, norms, dropout) if dropout else {}
-    return ratios, measure.gradients(data, met, norms)
+    ratios = looks.dropout_ratios(data, norms, dropout) if dropout else {}
+    return ratios, looks.gradients(data, met, norms)
 
 
 def _with_looks(layer: Layer, looked: Looks, shares: dict[str, float]) -> Layer:
@@ -186,5 +191,5 @@ def _against(layer: Layer, deployed: LayerEstimate | None) -> Layer:
     """How far the deployment data are from those of training, in σ of training."""
     if layer.measured is None or deployed is None:
         return layer
-    shifted = measure.between(layer.measured, deployed.moments, layer.eps)
+    shifted = numbers.between(layer.measured, deployed.moments, layer.eps)
     return dataclasses.replace(layer, shifted=shifted)

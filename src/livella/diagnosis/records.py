@@ -98,7 +98,6 @@ class Layer:
         statistics_dtype: of the running statistics; empty where there are none.
         counter: batches counted; none where there is no counter.
         running_mean: and `running_var`, γ as `weight`, β as `bias`: by channel; none without.
-        inside: the recurrent or looping module around it, if any.
         source: the module whose output it is given, where that is known: name and class.
         source_bias: whether that adds a bias by channel.
         decay: the optimizer's weight decay on γ and β, if an optimizer was given.
@@ -182,9 +181,9 @@ class Seen:
         processes: of the process group, if there is one.
         unequal: the layers whose statistics differ among processes.
         unreached: the layers that no batch reached.
-        labelled: whether the gap is one of the loss.
         deployed: how many samples of deployment data were measured.
         dropout: names of the dropout modules that are at work in training.
+        gap: how the model does by which statistics; none without data.
 
     """
 

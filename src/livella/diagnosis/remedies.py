@@ -136,7 +136,7 @@ REMEDIES: dict[str, Remedy] = {
         "Scale the input as in training; else livella.adapt(model, deployment_batches).",
         _adapt,
     ),
-    "bias_into_mean": Remedy(
+    "no_bias": Remedy(
         Safety.ADVICE, "Build the layer before it with bias=False when you next train."
     ),
     "domains": Remedy(

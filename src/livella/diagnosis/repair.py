@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Any
 from torch import nn
 
 from livella.diagnosis.inspection import Inspection, inspect
-from livella.diagnosis.measure import Loss
 from livella.diagnosis.records import Gap
 from livella.diagnosis.remedies import REMEDIES, Means, wanted
+from livella.diagnosis.scoring import Loss
 from livella.model import feeding
 from livella.model.feeding import Forward
 from livella.report import inspection_html
+from livella.report.files import beside
 
 WORSE = 0.01
 """By how much of itself the loss may grow, and 0.01 points the accuracy fall, to be the same."""
@@ -67,14 +67,9 @@ class Repair:
         from safetensors.torch import save_file
 
         path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
         tensors = {k: v.detach().clone().contiguous() for k, v in self.model.state_dict().items()}
-        try:
-            save_file(tensors, beside)
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        with beside(path) as place:
+            save_file(tensors, place)
         return path
 
     def __str__(self) -> str:

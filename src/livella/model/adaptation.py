@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from livella.model import feeding
 from livella.model.blending import Blend, Change, averages
-from livella.model.domains import in_use
+from livella.model.domains import check_still_used, used_by
 from livella.model.entropy import EntropyTuner, affine_parts
 from livella.model.estimate import AVERAGES, LayerEstimate
 from livella.model.feeding import Forward
@@ -55,7 +55,7 @@ class Adaptation:
         self.left = left
         self._model, self._layers, self._settings = model, layers, settings
         self._source = self._keep()
-        self._domains = {name: in_use(layer) for name, layer in layers.items()}
+        self._domains = used_by(layers)
         self._centres = {name: averages(layer)[0].double() for name, layer in layers.items()}
         self._begin()
 
@@ -92,7 +92,9 @@ class Adaptation:
         """
         if self._settings.decay is None:
             raise ValueError("update: this adaptation is to a set as a whole; adapt with decay=0.9")
-        self._check(batch)
+        if not feeding.samples_in(batch):
+            raise ValueError("update: got a batch of no samples; leave it out")
+        check_still_used(self._layers, self._domains, "update")
         now, met = self._keep(), (self._blend.met, self.samples, self.declined)
         looks = self._watch.kept()
         steps = None if self._tuner is None else self._tuner.kept()
@@ -105,16 +107,6 @@ class Adaptation:
             if self._tuner is not None and steps is not None:
                 self._tuner.put_back(steps)
             raise
-
-    def _check(self, batch: Any) -> None:
-        if not feeding.samples_in(batch):
-            raise ValueError("update: got a batch of no samples; leave it out")
-        for name, layer in self._layers.items():
-            if in_use(layer) != self._domains[name]:
-                raise ValueError(
-                    f"update: layer {name!r} is in domain {in_use(layer)!r} and was adapted in "
-                    f"{self._domains[name]!r}; update where it was adapted"
-                )
 
     def revert(self) -> Adaptation:
         """Put back what the model was before `adapt`, bit for bit; updates then begin anew."""
@@ -234,16 +226,14 @@ class Adaptation:
     def take(self, estimates: Mapping[str, LayerEstimate], batches: Iterable[Any]) -> None:
         """Write what was measured over a whole set, tune, and let the guard judge by all of it."""
         self._blend.store({name: self.settle(each) for name, each in estimates.items()})
-        device = feeding.device_of(self._model)
-        for batch in batches if self._tuner is not None else ():
+        for batch in feeding.on_device(self._model, batches) if self._tuner is not None else ():
             assert self._tuner is not None
-            self._tune(self._tuner, feeding.to_device(batch, device))
+            self._tune(self._tuner, batch)
         self._watch.window = None
-        for batch in batches if self._settings.guard else ():
-            on_device = feeding.to_device(batch, device)
-            self._look(on_device, feeding.samples_in(batch))
+        for batch in feeding.on_device(self._model, batches) if self._settings.guard else ():
+            self._look(batch, feeding.samples_in(batch))
             now = {name: averages(layer) for name, layer in self._layers.items()}
-            self._see_adapted(self._run(on_device, lambda _, site, now=now: now[site[0]])[0])  # type: ignore[misc]
+            self._see_adapted(self._run(batch, lambda _, site, now=now: now[site[0]])[0])  # type: ignore[misc]
         self.samples = max(0 if r.scatter is None else r.scatter.samples
                            for each in estimates.values() for r in each.records)  # fmt: skip
         if self._settings.guard:

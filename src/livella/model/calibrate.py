@@ -195,9 +195,7 @@ class Calibration:
             reading.run(call)
 
     def _on_device(self) -> Iterator[Any]:
-        device = feeding.device_of(self._model)
-        for batch in self.batches:
-            yield feeding.to_device(batch, device)
+        return feeding.on_device(self._model, self.batches)
 
 
 def first_of(batches: Iterable[Any]) -> Any:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from livella.model import adopt, sites
 from livella.nn.moving_average import MovingAverageNorm
+from livella.nn.precision import keep_precision
 from livella.nn.stack import BatchNormRNN
 
 CHILD = "domains"
@@ -43,11 +43,8 @@ class Statistics(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Statistics:
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, now in self._buffers.items() if self.exact else ():
-            if now is not None and now.is_floating_point() and now.dtype.itemsize < 4:
-                exact = before[name]
-                source = now if exact is None or exact.is_meta else exact
-                self._buffers[name] = source.to(now.device, torch.float32)
+        if self.exact:
+            keep_precision(self._buffers, before, list(self._buffers))
         return self
 
 
@@ -189,13 +186,34 @@ def in_use(layer: nn.Module) -> str | None:
 
 def buffer_of(layer: nn.Module, domain: str | None, name: str) -> Tensor:
     """Give a buffer of a domain, or of a layer's own, wherever it is just now."""
-    place = vars(layer).get(_IN_PLACE)
-    if domain == place:
-        found = layer._buffers[name]
-    else:  # what is not in place lies where the one that is has its own
-        found = _held(layer)[place if domain is None else domain]._buffers[name]  # type: ignore[index]
+    place: str | None = vars(layer).get(_IN_PLACE)
+    # What is not in place lies in its own holder, and the layer's own in that of what is.
+    holder = None if domain == place else place if domain is None else domain
+    found = (layer if holder is None else _held(layer)[holder])._buffers[name]
     assert found is not None
     return found
+
+
+def used_by(layers: Mapping[str, nn.Module]) -> dict[str, str | None]:
+    """Name the domains that layers use now, for `check_still_used`."""
+    return {name: in_use(layer) for name, layer in layers.items()}
+
+
+def check_still_used(
+    layers: Mapping[str, nn.Module], then: Mapping[str, str | None], caller: str
+) -> None:
+    """Refuse to go on where another domain is in use than when something began.
+
+    Raises:
+        ValueError: it is; the layer and both domains are named.
+
+    """
+    for name, layer in layers.items():
+        if in_use(layer) != then[name]:
+            raise ValueError(
+                f"{caller}: layer {name!r} uses domain {in_use(layer)!r} now, and used "
+                f"{then[name]!r} when this began; go on where it began"
+            )
 
 
 def has_domains(layer: nn.Module) -> bool:

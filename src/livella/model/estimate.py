@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,6 +63,17 @@ class LayerEstimate:
         """The unbiased variance, what `running_var` holds, shape (C,), float64."""
         return self.moments.variance(unbiased=True)
 
+    def distance(self, mean: Tensor, variance: Tensor) -> float:
+        """How far a mean or σ is from these, the larger, in σ; infinite where it is no number.
+
+        Root mean square over the channels, with ε added to variances, as normalization sees them.
+        """
+        sigma = (self.moments.variance(unbiased=False) + self.layer.eps).sqrt()
+        moved = (mean.double() - self.mean) / sigma
+        scaled = (variance.double() + self.layer.eps).sqrt() / sigma - 1
+        both = [float(each.square().mean().sqrt()) for each in (moved, scaled)]
+        return math.inf if any(map(math.isnan, both)) else max(both)
+
     @property
     def samples(self) -> int:
         """How many samples stand behind it; one that meets several calls counts in each."""
@@ -94,21 +106,22 @@ class LayerEstimate:
     @property
     def ordered(self) -> bool:
         """Whether the batches differ more than chance allows, so that the data have an order."""
-        return self._excess > 1
+        return self.excess > 1
 
     @property
     def calls_differ(self) -> bool:
         """Whether one set of statistics fits all calls badly."""
-        seen = (self.moments.variance(unbiased=False) + self.layer.eps).sqrt()
-        return any(self._distance(call, seen) > DIFFER for call in self.calls)
-
-    def _distance(self, call: Moments, seen: Tensor) -> float:
-        moved = (call.mean - self.mean) / seen
-        sigma = (call.variance(unbiased=False) + self.layer.eps).sqrt() / seen - 1
-        return max(float(each.square().mean().sqrt()) for each in (moved, sigma))
+        return self.apart > DIFFER
 
     @cached_property
-    def _excess(self) -> float:
+    def apart(self) -> float:
+        """How far the calls are from all of them together, at most, in σ."""
+        if len(self.calls) < 2:
+            return 0.0
+        return max(self.distance(c.mean, c.variance(unbiased=False)) for c in self.calls)
+
+    @cached_property
+    def excess(self) -> float:
         """How much more batches differ than chance allows, in the call where they do most.
 
         Call by call: that calls differ from each other says nothing about an order.
@@ -127,12 +140,24 @@ class LayerEstimate:
         if self.pooled.scatter is None:
             raise ValueError(f"layer {self.name!r} met no samples: there is no interval")
         widening = len(self.records) ** 0.5
-        mean, variance = self.pooled.scatter.errors(self.moments, self._excess)
+        mean, variance = self.pooled.scatter.errors(self.moments, self.excess)
         return widening * mean, widening * variance
 
     @cached_property
     def _intervals(self) -> tuple[Interval, Interval]:
         return intervals(self.moments, self._errors)
+
+
+def estimates_of(
+    layers: Mapping[str, _NormBase], records: Mapping[tuple[str, int], Record]
+) -> dict[str, LayerEstimate]:
+    """Put together what the calls of each layer were given, for those that were called."""
+    found = {}
+    for name, layer in layers.items():
+        calls = sorted(site for site in records if site[0] == name)
+        if calls:
+            found[name] = LayerEstimate(name, layer, tuple(records[site] for site in calls))
+    return found
 
 
 @dataclass(eq=False)
@@ -164,9 +189,9 @@ class PopulationEstimate:
 
         """
         if self._before is None:
-            self._check_domains()
-            layers = [estimate.layer for estimate in self.layers.values()]
-            before = Kept.of(buffers=[(each, n) for each in layers for n in AVERAGES])
+            domains.check_still_used(self._modules, self._domains, "apply")
+            layers = self._modules.values()
+            before = Kept.of(buffers=[(layer, name) for layer in layers for name in AVERAGES])
             try:
                 for estimate in self.layers.values():
                     estimate.moments.store_in(estimate.layer)
@@ -177,15 +202,8 @@ class PopulationEstimate:
         return self
 
     def __post_init__(self) -> None:
-        self._domains = {name: domains.in_use(e.layer) for name, e in self.layers.items()}
-
-    def _check_domains(self) -> None:
-        for name, estimate in self.layers.items():
-            if domains.in_use(estimate.layer) != self._domains[name]:
-                raise ValueError(
-                    f"layer {name!r}: it was measured in domain {self._domains[name]!r}, and "
-                    f"{domains.in_use(estimate.layer)!r} is in use; apply where it was measured"
-                )
+        self._modules = {name: estimate.layer for name, estimate in self.layers.items()}
+        self._domains = domains.used_by(self._modules)
 
     def revert(self) -> PopulationEstimate:
         """Put back what was there before `apply`, bit for bit; without one it does nothing."""

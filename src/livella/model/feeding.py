@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -107,6 +107,13 @@ def device_of(model: nn.Module) -> torch.device | None:
     """The device of a model that lies on one; none for any other, which moves its own inputs."""
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     return devices.pop() if len(devices) == 1 else None
+
+
+def on_device(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
+    """Give each batch where the model lies."""
+    device = device_of(model)
+    for batch in batches:
+        yield to_device(batch, device)
 
 
 def to_device(batch: Any, device: torch.device | None) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella.model import feeding
-from livella.model.estimate import LayerEstimate
+from livella.model.estimate import LayerEstimate, estimates_of
 from livella.model.feeding import Forward
 from livella.model.levels import Dependencies, Site, circles_of, levels, observe, pooled
 from livella.model.measure import Pass, Record, Statistics, unasked
@@ -213,9 +213,9 @@ class Estimator:
 
     def _limited(self, bar: Bar) -> Iterator[Any]:
         limit = None if self.samples is None else -(-self.samples // self._world())
-        seen, device = 0, feeding.device_of(self.model)
-        for batch in self.batches:
-            yield feeding.to_device(batch, device)
+        seen = 0
+        for batch in feeding.on_device(self.model, self.batches):
+            yield batch
             bar.advance()
             seen += feeding.samples_in(batch)
             if limit is not None and seen >= limit:
@@ -250,12 +250,9 @@ class Estimator:
     def _estimates(self, records: Records) -> dict[str, LayerEstimate]:
         if not records:
             raise ValueError(f"{self.caller}: no batch reached a batch norm to measure")
-        estimates = {}
-        for name, layer in self.layers.items():
-            calls = sorted(site for site in records if site[0] == name)
-            if calls:
-                self._of(records, calls)  # says what is wrong with them, if anything is
-                estimates[name] = LayerEstimate(name, layer, tuple(records[c] for c in calls))
+        estimates = estimates_of(self.layers, records)
+        for estimate in estimates.values():
+            self.settle(estimate)  # says what is wrong with it, if anything is
         return estimates
 
     # Other processes

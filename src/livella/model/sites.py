@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from livella.model.modes import modes_kept
 from livella.nn.moving_average import MovingAverageNorm
 from livella.nn.stack import BatchNormRNN
 
@@ -69,23 +70,19 @@ def find(model: nn.Module, sample: Tensor) -> tuple[Site, ...]:
     def record(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         if module not in met:
             x = args[0] if args else named["input"]
-            met[module] = Site(names[module], module, _features(module), x.dim())
+            met[module] = Site(names[module], module, features(module), x.dim())
 
     handles = [
         module.register_forward_pre_hook(record, with_kwargs=True)
         for module in names
         if isinstance(module, NORMALIZATIONS)
     ]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        with torch.no_grad():
-            model(sample)
+        with modes_kept(model), torch.no_grad():
+            model.eval()(sample)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     return tuple(met.values())
 
 
@@ -123,7 +120,8 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def _features(module: nn.Module) -> int:
-    features = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
-    assert isinstance(features, int)
-    return features
+def features(module: nn.Module) -> int:
+    """Count the channels of a normalization by how it was built."""
+    found = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+    assert isinstance(found, int)
+    return found

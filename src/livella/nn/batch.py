@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from livella import functional
 from livella.nn import switched
+from livella.nn.precision import keep_precision
 from livella.nn.switched import Switches
 
 
@@ -207,13 +208,7 @@ class _Core(_NormBase):
             self._keep_precision({})
 
     def _keep_precision(self, before: dict[str, Tensor | None]) -> None:
-        """Running statistics in float32 or better: in fewer bits small steps round to none."""
-        for name in ("running_mean", "running_var"):
-            now = self._buffers[name]
-            if now is not None and now.dtype.itemsize < 4:
-                exact = before.get(name)
-                source = now if exact is None or exact.is_meta else exact
-                self._buffers[name] = source.to(now.device, torch.float32)
+        keep_precision(self._buffers, before, ("running_mean", "running_var"))
 
     def _only(self, activation: str) -> str:
         if self.activation is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from livella import functional, reference
 from livella.checks import Call, check
 from livella.moments import accumulation_dtype, across, at_least, only, spread
+from livella.nn.precision import keep_precision
 from livella.nn.switched import refuse_repetition
 
 
@@ -141,12 +142,7 @@ class MovingAverageNorm(nn.Module):
         self._keep_precision({})  # assigned, tensors bring their dtype along
 
     def _keep_precision(self, before: dict[str, Tensor | None]) -> None:
-        for name, now in self._buffers.items():
-            if now is not None and now.is_floating_point() and now.dtype.itemsize < 4:
-                # In fewer bits small steps round to none.
-                exact = before.get(name)
-                source = now if exact is None or exact.is_meta else exact
-                self._buffers[name] = source.to(now.device, torch.float32)
+        keep_precision(self._buffers, before, list(self._buffers))
 
     def _check(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> None:
         if x.dim() not in self.input_dims or x.shape[1] != self.num_features:

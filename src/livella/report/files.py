@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +47,27 @@ def _strict(value: Any) -> Any:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write beside the path, make it last, and only then put it in the path's place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Put a text into a file, whole or not at all."""
+    # Half of a surrogate pair, as in a file's undecodable name, has no UTF-8.
+    with (
+        beside(path) as place,
+        place.open("w", encoding="utf-8", errors="replace", newline="\n") as file,
+    ):
+        file.write(text)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Give a place to write to, make what is there last, and only then put it in the path's place.
+
+    After an exception the path is as it was, and nothing else is left.
+    """
+    place = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # Half of a surrogate pair, as in a file's undecodable name, has no UTF-8.
-        with beside.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-            file.flush()
+        yield place
+        with place.open("rb") as file:
             os.fsync(file.fileno())
-        beside.replace(path)
+        place.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
         raise

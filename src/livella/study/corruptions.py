@@ -9,13 +9,15 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from livella.model.adapt import adapt
+from livella.model.modes import modes_kept
 from livella.study.data import Dataset, Part
+from livella.study.evaluate import accuracy
 
 COMMON = ("contrast", "brightness", "noise", "blur")
 """Corruptions that keep what an image shows."""
@@ -181,14 +183,9 @@ def _drawn(part: Part, count: int) -> Part:
     return part[0][chosen], part[1][chosen]
 
 
-@torch.no_grad()
 def _as_trained(model: nn.Module, part: Part) -> float:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        return _share([model.eval()(x) for x in part[0].split(500)], part[1])
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with modes_kept(model):
+        return accuracy(model, part)
 
 
 def _by_batch(model: nn.Module, part: Part, method: str, size: int) -> float:
@@ -206,13 +203,11 @@ def _by_batch(model: nn.Module, part: Part, method: str, size: int) -> float:
     )
 
 
-def _follow(
-    model: nn.Module, stream: Sequence[Tensor], **options: float | bool | None
-) -> list[Tensor]:
+def _follow(model: nn.Module, stream: Sequence[Tensor], **options: Any) -> list[Tensor]:
     """Give the outputs for each batch of a stream, adapted on the way; the model is put back."""
     with warnings.catch_warnings():  # what the guard declined is what the study looks at
         warnings.simplefilter("ignore", UserWarning)
-        adaptation = adapt(model, stream[:1], progress=False, **options).revert()  # type: ignore[arg-type]
+        adaptation = adapt(model, stream[:1], progress=False, **options).revert()
     try:
         return [adaptation.update(x) for x in stream]
     finally:

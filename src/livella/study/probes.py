@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from livella.model.kept import Kept
+from livella.model.modes import modes_kept
 from livella.moments import Moments
 from livella.study import evaluate
 from livella.study.corruptions import Corrupted, sorted_and_shifted
@@ -111,12 +113,13 @@ def _variance(built: Built, part: Part) -> Probe:
                     module.eval()
             built.model(part[0])
         layers = len(built.sites)
-        return tuple(map(_ratio, seen[:layers], seen[layers:]))
+        return tuple(map(ratio, seen[:layers], seen[layers:]))
 
     return probe
 
 
-def _ratio(dropped: Moments, whole: Moments) -> float:
+def ratio(dropped: Moments, whole: Moments) -> float:
+    """The variance of one over that of the other: the median over units that vary."""
     above, below = dropped.variance(unbiased=False), whole.variance(unbiased=False)
     varies = below > 0
     return float((above[varies] / below[varies]).median()) if varies.any() else 1.0
@@ -155,14 +158,10 @@ def _outputs(built: Built, look: Callable[[Tensor], T]) -> Iterator[list[T]]:
 @contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Training mode for a while, with buffers, mode and random state given back."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
+    buffers = Kept.of(model.buffers())
+    with torch.random.fork_rng(devices=[]), modes_kept(model):
         try:
             model.train()
             yield
         finally:
-            for buffer, value in buffers:
-                buffer.copy_(value)
-            for module, mode in modes:
-                module.training = mode
+            buffers.put_back()

@@ -6,7 +6,7 @@ import math
 
 from livella.diagnosis.records import Gap, Layer, Level, Seen
 
-SOME, MUCH = 0.01, 0.1
+SOME, MUCH = 0.02, 0.1
 """Of the loss by the data's own statistics, or of the outputs' variance."""
 POINTS = (0.01, 0.03)
 """Of accuracy."""
@@ -33,7 +33,7 @@ def of_gap(gap: Gap | None) -> Level:
     much = MUCH if gap.accuracy is None else 1.0
     if relative > much or lost > POINTS[1]:
         return Level.ERROR
-    return Level.WARNING if relative > 2 * SOME or lost > POINTS[0] else Level.NOTE
+    return Level.WARNING if relative > SOME or lost > POINTS[0] else Level.NOTE
 
 
 def of_layer(seen: Seen, layer: Layer) -> Level:

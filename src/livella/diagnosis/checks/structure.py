@@ -59,7 +59,7 @@ def redundant_bias(seen: Seen) -> Iterator[Finding]:
 
     The norm takes the mean away, so the bias does nothing but take memory and time (Ioffe & Szegedy
     2015, section 3.2). Known limit: in evaluation it shifts what the running mean takes away, so it
-    cannot be dropped alone. Remedy: move it into the running mean, which keeps the function.
+    cannot be dropped alone. Remedy: advice only; build the layer without it for the next training.
     """
     for layer in seen.layers:
         if layer.source_bias and layer.family == "batch":
@@ -67,7 +67,7 @@ def redundant_bias(seen: Seen) -> Iterator[Finding]:
                 "redundant_bias", Level.NOTE, layer.name,
                 f"{layer.source} ({layer.source_kind}) before it adds a bias, which it takes away "
                 "again.",
-                "bias_into_mean",
+                "no_bias",
             )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -136,13 +137,17 @@ def _by_size(seeds: Sequence[Corrupted]) -> Figure:
     )
 
 
+def _at_most_examples(method: str, found: Corrupted, corruption: Corruption) -> float:
+    return found.adapted[corruption, method, SIZES[-1]]
+
+
 def _by_corruption(seeds: Sequence[Corrupted]) -> Figure:
     def bars(accuracy: Callable[[Corrupted, Corruption], float]) -> dict[str, Estimate | None]:
         return {str(c): estimate([100 * accuracy(f, c) for f in seeds]) for c in CORRUPTIONS}
 
     series = {"as trained": bars(lambda found, c: found.source[c])}
     for method in METHODS:
-        series[method] = bars(lambda found, c, method=method: found.adapted[c, method, SIZES[-1]])  # type: ignore[misc]
+        series[method] = bars(partial(_at_most_examples, method))
     said = "; ".join(
         f"{c}: " + ", ".join(exhibits.percent(each[str(c)]) for each in series.values())
         for c in CORRUPTIONS
