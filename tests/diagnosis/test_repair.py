@@ -102,7 +102,8 @@ def test_what_was_frozen_in_name_is_frozen(how):
 
 
 def test_low_precision_is_raised_and_gives_the_same_outputs():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    norm = nn.BatchNorm2d(4, momentum=None)  # of all batches: statistics that are right
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 4, 3))
     model = model.to(torch.bfloat16)
     batches = [torch.randn(16, 3, 8, 8).bfloat16() for _ in range(6)]
     for x in batches:
@@ -112,6 +113,30 @@ def test_low_precision_is_raised_and_gives_the_same_outputs():
     assert done.model[1].running_mean.dtype == torch.float32
     assert done.model[0].weight.dtype == torch.bfloat16
     torch.testing.assert_close(done.model(batches[0]), model(batches[0]), atol=0.05, rtol=0.05)
+
+
+def test_statistics_that_rounding_spoilt_are_measured_again():
+    model, batches = fitting()
+    model.to(torch.bfloat16)[5].running_mean += 3
+    batches = [(x.bfloat16(), y) for x, y in batches]
+    done = mend(model, batches)
+    assert {"measure_in_float32", "measure_statistics"} <= set(done.applied)
+    assert done.model[5].running_mean.dtype == torch.float32
+    assert done.after.seen.gap.accuracy[0] > done.before.seen.gap.accuracy[0]
+
+
+def test_statistics_are_measured_once_however_many_ask(monkeypatch):
+    asked = []
+    measure = remedies.estimate_population
+    monkeypatch.setattr(
+        remedies, "estimate_population", lambda *a, **k: (asked.append(1), measure(*a, **k))[1]
+    )
+    model, batches = broken()
+    model[1].momentum = 0.99
+    done = mend(model, batches)
+    assert set(done.applied) == {"momentum", "measure_statistics"}
+    assert set(done.applied["measure_statistics"]) == {"1", "5"}
+    assert asked == [1]
 
 
 def test_what_changes_the_function_is_done_only_when_asked():

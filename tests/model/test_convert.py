@@ -414,6 +414,17 @@ def test_a_change_of_dtype_meanwhile_reaches_what_lay_aside(dtype, kind, back):
         assert model.state_dict()[name].dtype == value.dtype
 
 
+def test_a_guarded_layer_that_lay_aside_keeps_its_precision():
+    model = livella.set_update_policy(network("batch"), "guarded")
+    mean = model[1].running_mean.clone()
+    convert(model, "group")
+    model.bfloat16()
+    convert(model, "batch")
+    assert model[1].running_mean.dtype == torch.float32
+    assert model[1].weight.dtype == torch.bfloat16
+    assert torch.equal(model[1].running_mean, mean)
+
+
 def trained_as_group(optimizer=False):
     model = network()
     convert(model, "group")

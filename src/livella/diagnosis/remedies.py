@@ -60,12 +60,14 @@ class Remedy:
         safety: what it may change.
         advice: what to do, as one would tell a colleague.
         act: does it to a model, for these layers; none for advice.
+        also: remedies that go with it, done once however many ask for them.
 
     """
 
     safety: Safety
     advice: str
     act: Act | None = None
+    also: tuple[str, ...] = ()
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:
@@ -88,12 +90,11 @@ def _keep_in_float32(model: nn.Module, layers: tuple[Layer, ...], _means: Means)
                     tensor.data = tensor.data.float()
 
 
-def _momentum(model: nn.Module, layers: tuple[Layer, ...], means: Means) -> None:
+def _momentum(model: nn.Module, layers: tuple[Layer, ...], _means: Means) -> None:
     for layer in layers:
         module = _module(model, layer.name)
         assert isinstance(module, _NormBase)
         module.momentum = round(1 - layer.momentum, 12) if layer.momentum else 0.1
-    _measure(model, layers, means)
 
 
 def _freeze(model: nn.Module, layers: tuple[Layer, ...], _means: Means) -> None:
@@ -115,10 +116,18 @@ REMEDIES: dict[str, Remedy] = {
         'livella.set_update_policy(model, "guarded") before training.',
         _keep_in_float32,
     ),
+    "measure_in_float32": Remedy(
+        Safety.STATISTICS,
+        "Keep its parameters and statistics in float32: norm.float(), or "
+        'livella.set_update_policy(model, "guarded") before training; and measure them again.',
+        _keep_in_float32,
+        also=("measure_statistics",),
+    ),
     "momentum": Remedy(
         Safety.STATISTICS,
         "Set momentum to one minus it (0.01 for 0.99), and measure the statistics again.",
         _momentum,
+        also=("measure_statistics",),
     ),
     "freeze": Remedy(
         Safety.EXACT,
@@ -191,6 +200,8 @@ def wanted(findings: Iterable[Finding], changing: bool) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for finding in findings:
         remedy = REMEDIES.get(finding.remedy)
-        if remedy is not None and remedy.act is not None and remedy.safety in allowed:
-            found.setdefault(finding.remedy, []).append(finding.layer)
+        if remedy is None or remedy.act is None or remedy.safety not in allowed:
+            continue
+        for name in (finding.remedy, *remedy.also):
+            found.setdefault(name, []).append(finding.layer)
     return {name: found[name] for name in REMEDIES if name in found}

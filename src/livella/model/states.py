@@ -81,11 +81,17 @@ class State:
         before, now = next(((b, n) for b, n in pairs if b and n), (None, None))
         if now is None or before == now:
             return
-        least = accumulation_dtype(now) if issubclass(self.kind, MovingAverageNorm) else now
+        least = accumulation_dtype(now) if self._is_exact() else now
         for found, dtype in ((self.parameters, now), (self.buffers, least)):
             for name, tensor in found.items():
                 if tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:
                     _changed(found, name, tensor, dtype)
+
+    def _is_exact(self) -> bool:
+        """Whether it keeps its averages in float32 or better whatever the model becomes."""
+        switches = self.settings.get("_switches")
+        guarded = switches is not None and switches.update_policy == "guarded"
+        return guarded or issubclass(self.kind, MovingAverageNorm)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every parameter and buffer."""

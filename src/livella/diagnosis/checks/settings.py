@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from livella.diagnosis.checks.damage import raised
+from livella.diagnosis.checks.damage import of_layer, raised
 from livella.diagnosis.records import Finding, Level, Seen
 
 LARGE_MOMENTUM = 0.5
@@ -46,7 +46,7 @@ def low_precision(seen: Seen) -> Iterator[Finding]:
     A step of momentum 0.1 towards a mean that is closer than a few hundredths of it rounds to
     nothing, so the averages come to rest on the way (a running mean of 1.67 where the true one is
     2.0), and large variances overflow float16. Remedy: keep them in float32, which changes no
-    output by itself, and measure again.
+    output by itself, and measure them again where they do harm.
     """
     for layer in seen.layers:
         if layer.statistics_dtype in ("bfloat16", "float16"):
@@ -54,7 +54,8 @@ def low_precision(seen: Seen) -> Iterator[Finding]:
                 "low_precision", raised(Level.WARNING, seen, layer), layer.name,
                 f"The running statistics are kept in {layer.statistics_dtype}: small steps round "
                 "to nothing, and they come to rest before they reach the mean.",
-                "keep_in_float32", layer.share, {},
+                "keep_in_float32" if of_layer(seen, layer) is Level.NOTE else "measure_in_float32",
+                layer.share, {},
             )  # fmt: skip
 
 
