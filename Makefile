@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-everywhere check kernels sanitize clean
+.PHONY: install demo test test-instruction-sets check kernels sanitize clean
 
 install: $(STAMP)
 
@@ -20,19 +20,18 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/livella study --out build/demo
 
-# On the kernels, then, where it matters, on their other variants and on the reference path.
-LAYERS := tests/nn tests/model tests/test_functional.py tests/test_reference.py
-
+# The whole judgement: every test once, and those that reached the kernels again on the reference path.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 8
 test: install
-	$(BIN)/pytest -n 2
-	LIVELLA_KERNELS=reference $(BIN)/pytest -n 2 -q $(LAYERS)
+	$(PYTEST)
+	LIVELLA_KERNELS=reference $(PYTEST) -q --reached
 
-# The whole suite on the other paths: plain torch, and the instruction sets that are not the default.
-OTHERS ?= portable $(shell grep -qs avx512 /proc/cpuinfo && echo avx2)
-test-everywhere: install
-	LIVELLA_KERNELS=reference $(BIN)/pytest -n 2 -q
+# The kernels and their gradients on the instruction sets of this machine that are not its default.
+OTHERS ?= $(shell grep -qsw avx512bw /proc/cpuinfo && echo avx2) $(shell grep -qsw avx2 /proc/cpuinfo && echo portable)
+test-instruction-sets: install
 	for isa in $(OTHERS); do \
-	    LIVELLA_KERNELS=native LIVELLA_ISA=$$isa $(BIN)/pytest -n 2 -q || exit 1; \
+	    LIVELLA_KERNELS=native LIVELLA_ISA=$$isa $(PYTEST) -q tests/test_kernels.py tests/test_operators.py \
+	    || exit 1; \
 	done
 
 kernels: install

@@ -1,11 +1,15 @@
-"""What every test runs under: repeatable examples, one thread."""
+"""What every test runs under: repeatable examples, one thread, a folder for what is compiled."""
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["pytester", "tests.reached"]
 
 # Derandomized: a failure in one run is a failure in all, and none comes and goes.
 settings.register_profile(
@@ -27,3 +31,12 @@ assert _package is not None
 assert _package.origin is not None
 if not Path(_package.origin).with_name("_kernels.so").exists():
     os.environ.setdefault("LIVELLA_KERNELS", "reference")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the compiler's files a folder that goes with the session; its processes share it."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        compiled = tempfile.TemporaryDirectory(prefix="livella-compiled-")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
+        config.add_cleanup(compiled.cleanup)
+        config.add_cleanup(lambda: os.environ.pop("TORCHINDUCTOR_CACHE_DIR"))

@@ -212,8 +212,8 @@ def contributions(x: Tensor, centre: Tensor, mask: Tensor | None = None) -> Tens
 
     """
     x = x.detach()
-    dense = type(x) in _STRIDED and x.is_cpu and x.dtype in KERNEL_DTYPES and x.numel() > 0
-    if not (native.loaded and dense and mask is None) or torch.compiler.is_compiling():
+    apart = mask is not None or type(x) not in _STRIDED or torch.compiler.is_compiling()
+    if apart or not _kernels_take(x):
         return reference.contributions(x, centre, mask)
     x = x if x.is_contiguous() or _is_last(x) else x.contiguous()
     found: Tensor = torch.ops.livella.contributions.default(x, centre)
@@ -223,6 +223,11 @@ def contributions(x: Tensor, centre: Tensor, mask: Tensor | None = None) -> Tens
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def _kernels_take(x: Tensor) -> bool:
+    """Whether there are kernels, and for such a tensor. Asked last: a yes means that they run."""
+    return native.loaded and x.is_cpu and x.dtype in KERNEL_DTYPES and x.numel() > 0
+
+
 def _fits_kernels(call: Call, compiling: bool) -> bool:
     """Whether the kernels take it: dense, on the CPU, channels first or last, not empty.
 
@@ -230,13 +235,13 @@ def _fits_kernels(call: Call, compiling: bool) -> bool:
     Livella: both are better served by PyTorch's own operators.
     """
     x, residual = call.input, call.residual
-    if not native.loaded or not x.is_cpu or call.mask is not None or x.dim() < 2:
+    if call.mask is not None or x.dim() < 2:
         return False
     if compiling and (not call.training or _exporting() or isinstance(call.momentum, Tensor)):
         return False
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         return False
-    return x.dtype in KERNEL_DTYPES and x.numel() > 0 and (x.is_contiguous() or _is_last(x))
+    return (x.is_contiguous() or _is_last(x)) and _kernels_take(x)
 
 
 def _is_last(x: Tensor) -> bool:
