@@ -178,10 +178,14 @@ def test_without_labels_what_is_near_is_not_blamed_and_nothing_but_the_far_is_wr
     assert [finding.level for finding in found] == ([] if level is None else [level])
 
 
-def test_a_layer_that_is_off_and_costs_nothing_is_a_note():
-    (finding,) = findings_of(bad(off=FAR, share=0.0))
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0.0, "costs nothing that shows on these data"), (0.03, "answers for 3% of the gap")],
+)
+def test_a_layer_that_is_off_and_costs_little_is_a_note_that_says_how_much(share, said):
+    (finding,) = findings_of(bad(off=FAR, share=share))
     assert finding.level is NOTE
-    assert "costs nothing" in finding.message
+    assert said in finding.message
 
 
 def test_a_layer_that_is_hardly_off_is_not_blamed():

@@ -11,6 +11,8 @@ from livella.diagnosis.records import Finding, Level, Seen
 
 SLIGHT = 0.05
 """How far statistics are from the data, in σ, to do harm at all."""
+SHOWN = 0.005
+"""A share of the gap that is more than nothing."""
 SMALL_BATCH = 4
 NOISY = 0.25
 """How far the mean of a batch is from that of the data, in σ, to be called noise."""
@@ -30,8 +32,8 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
         off, level = layer.off, of_layer(seen, layer)
         if off is None or distance(layer) <= (SHIFT if level is Level.NOTE else SLIGHT):
             continue
-        costs = "It costs nothing on these data."
-        if level is not Level.NOTE:
+        costs = "It costs nothing that shows on these data."
+        if layer.share is not None and layer.share >= SHOWN:
             costs = f"It answers for {layer.share:.0%} of the gap."
         yield Finding(
             "stale_statistics", level, layer.name,
