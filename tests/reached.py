@@ -66,11 +66,11 @@ class Reached:
 
     def pytest_sessionfinish(self) -> None:
         """Write down what was seen on the kernels; what did not run now stays as it was known."""
-        if not native.loaded or hasattr(self.config, "workerinput"):
+        cache: pytest.Cache | None = getattr(self.config, "cache", None)
+        if cache is None or not native.loaded or hasattr(self.config, "workerinput"):
             return
-        assert self.config.cache is not None, "pytest's cache is needed"
-        known = dict.fromkeys(self.config.cache.get(CACHED, []), True) | self.ran
-        self.config.cache.set(CACHED, sorted(name for name, reached in known.items() if reached))
+        known = dict.fromkeys(cache.get(CACHED, []), True) | self.ran
+        cache.set(CACHED, sorted(name for name, reached in known.items() if reached))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,8 +91,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave the tests out that the path does not matter to, where asked for."""
     if not config.getoption("--reached"):
         return
-    assert config.cache is not None, "pytest's cache is needed"
-    reached = config.cache.get(CACHED, None)
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if cache is None:
+        raise pytest.UsageError("--reached: needs pytest's cache")
+    reached = cache.get(CACHED, None)
     if reached is None and native.LIBRARY.exists():
         raise pytest.UsageError("--reached: run the suite on the kernels first")
     chosen = set(reached or [])
