@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import livella
-from livella import cli, native
+from livella import cli
 from livella.study import CLAIMS
 from tests.study.worlds import users
 
@@ -103,8 +103,8 @@ def test_every_option_reaches_the_call(folder, monkeypatch):
     monkeypatch.setattr(livella, "study", study)
     words = [
         "study",
-        "a",
-        "b",
+        "shift",
+        "dropout",
         "--data",
         "d",
         "--model",
@@ -120,7 +120,7 @@ def test_every_option_reaches_the_call(folder, monkeypatch):
     ]
     assert invoke(*words).stderr == "livella: asked enough\n"
     expected = {"data": "d", "model": "m:f", "seeds": 7, "jobs": 3, "out": Path("o"), "steps": 9}
-    assert asked == {"claims": ["a", "b"], **expected}
+    assert asked == {"claims": ["shift", "dropout"], **expected}
     invoke("study")
     expected = {"data": "digits", "model": None, "seeds": 5, "jobs": None, "steps": None}
     assert asked == {"claims": (), "out": Path("livella-study"), **expected}
@@ -168,13 +168,36 @@ def test_the_record_holds_what_was_asked(folder):
     assert [claim["name"] for claim in record["claims"]] == ["batch_size"]
 
 
-def test_the_version_names_the_path_in_use():
+def test_the_version_says_whether_kernels_were_built():
     shown = invoke("--version")
     assert shown.exit_code == 0
+    built = Path(livella.__file__).with_name("_kernels.so").exists()
     assert shown.stdout == (
         f"livella {metadata.version('livella')}, torch {torch.__version__}, "
-        f"kernels: {native.path()}\n"
+        f"kernels: {'built' if built else 'not built'}\n"
     )
+
+
+LIGHT = """
+import sys
+from livella.cli import main
+words = ["--help"], ["--version"], ["study", "--help"], ["inspect"], ["bench", "--wrong"]
+codes = []
+for sys.argv[1:] in [*words, ["repair", "m.py:f", "--wrong"], ["study", "speed"]]:
+    try:
+        main()
+    except SystemExit as end:
+        codes.append(end.code)
+assert codes == [0, 0, 0, 2, 2, 2, 2], codes
+heavy = {"torch", "numpy", "scipy", "sklearn", "joblib", "plotly", "pandas"} & {*sys.modules}
+assert not heavy, heavy
+"""
+
+
+def test_help_versions_and_errors_in_arguments_do_without_torch():
+    ran = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert "unknown claim 'speed'" in ran.stderr
 
 
 MINE = """

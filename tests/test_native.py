@@ -97,6 +97,14 @@ def test_missing_kernels_are_told_once_and_the_reference_runs(without_kernels):
         assert part in line
 
 
+def test_the_command_line_says_that_there_are_no_kernels(without_kernels):
+    result = run("import sys; sys.argv[1:] = ['--version']; from livella.cli import main; main()",
+                 **without_kernels)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("kernels: not built\n")
+    assert result.stderr == "", "the path in use tells of it, and none is"
+
+
 def test_missing_kernels_are_an_error_where_they_are_demanded(without_kernels):
     result = run(LIVELLA_KERNELS="native", **without_kernels)
     assert result.returncode != 0

@@ -1,4 +1,7 @@
-"""The command line: each command calls one public function and shows what came of it."""
+"""The command line: each command calls one public function and shows what came of it.
+
+It imports what it runs when it runs: help, versions and errors in arguments do without torch.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,19 @@ from contextlib import contextmanager
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
-import torch
 import typer
-from rich.console import Console
-from torch import nn
 
 import livella
-from livella import bench as benchmark
-from livella import native, report
-from livella.diagnosis import loading
 from livella.diagnosis.records import Level
-from livella.report import inspection_text, text
-from livella.report.files import replace
+from livella.study import request
+from livella.study.errors import StudyError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from livella.bench import Record
 
 
 class Format(str, Enum):
@@ -57,8 +59,9 @@ INTERRUPTED = 130
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        versions = f"livella {metadata.version('livella')}, torch {torch.__version__}"
-        print(f"{versions}, kernels: {native.path()}")
+        versions = f"livella {metadata.version('livella')}, torch {metadata.version('torch')}"
+        built = Path(__file__).with_name("_kernels.so").exists()
+        print(f"{versions}, kernels: {'built' if built else 'not built'}")
         raise typer.Exit
 
 
@@ -67,7 +70,10 @@ def _root(
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Versions and the path in use."
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Versions, and whether kernels were built.",
         ),
     ] = False,
 ) -> None:
@@ -112,7 +118,13 @@ def study(
     Finished trials are kept in the folder: the same command goes on where it was stopped, and
     draws the report again at once where nothing is missing.
     """
+    from rich.console import Console
+
+    from livella import report
+    from livella.report import text
+
     with _told_in_one_line():
+        request.check(claims or (), seeds=seeds, jobs=jobs, steps=steps)  # torch is not loaded yet
         result = livella.study(
             claims or (), data=data, model=model, seeds=seeds, jobs=jobs, out=out, steps=steps
         )
@@ -168,7 +180,9 @@ def bench(
 
     All contenders are called in turn in one process. Ctrl-C ends it and keeps what was measured.
     """
-    with _told_in_one_line():
+    from livella import bench as benchmark
+
+    with _told_in_one_line(benchmark.BenchError):
         if render is not None:
             _show_bench(benchmark.read(render), render)
             return
@@ -192,7 +206,11 @@ def bench(
         _end(f"interrupted; {kept}", INTERRUPTED)
 
 
-def _show_bench(record: benchmark.Record, path: Path) -> None:
+def _show_bench(record: Record, path: Path) -> None:
+    from rich.console import Console
+
+    from livella import bench as benchmark
+
     benchmark.show(record, Console())
     page = benchmark.write_page(record, path.with_suffix(".html"))
     print(f"\nThe rows: {path}\nThe page: {page}")
@@ -227,7 +245,9 @@ def inspect(
     ] = FailOn.ERROR,
 ) -> None:
     """Name the normalization layers that are wrong, why, what they cost, and what to do."""
-    with _told_in_one_line(NOTHING_CHANGED):
+    from livella.diagnosis import loading
+
+    with _told_in_one_line(loading.LoadError, interrupted=NOTHING_CHANGED):
         loaded = _loaded(model, weights)
         batches = None if data is None else loading.batches_of(data)
         deploy = None if deploy_data is None else loading.batches_of(deploy_data)
@@ -254,7 +274,10 @@ def repair(
     ] = None,
 ) -> None:
     """Mend what can be mended without training, prove it, and write the weights."""
-    with _told_in_one_line(NOTHING_CHANGED):
+    from livella.diagnosis import loading
+    from livella.report.files import replace
+
+    with _told_in_one_line(loading.LoadError, interrupted=NOTHING_CHANGED):
         loaded, batches = _loaded(model, weights), loading.batches_of(data)
         deploy = None if deploy_data is None else loading.batches_of(deploy_data)
         with loading.failures_told(f"{model} could not be repaired"):
@@ -269,6 +292,8 @@ def repair(
 
 
 def _loaded(spec: str, weights: Path | None) -> nn.Module:
+    from livella.diagnosis import loading
+
     model = loading.model_of(spec)
     if weights is not None:
         print(f"{weights}: {loading.load_weights(model, weights)}", file=sys.stderr)
@@ -279,6 +304,10 @@ def _loaded(spec: str, weights: Path | None) -> nn.Module:
 def _put(found: livella.Inspection, form: Format, out: Path | None, spec: str) -> None:
     place = spec.rpartition(":")[0]
     if form is Format.TEXT and out is None:
+        from rich.console import Console
+
+        from livella.report import inspection_text
+
         inspection_text.show(found, Console())
         return
     if form is Format.SARIF:
@@ -290,18 +319,21 @@ def _put(found: livella.Inspection, form: Format, out: Path | None, spec: str) -
     if out is None:
         print(written, end="")
     else:
+        from livella.report.files import replace
+
         replace(out, written)
         print(f"written to {out}", file=sys.stderr)
 
 
 @contextmanager
-def _told_in_one_line(interrupted: str = TRIALS_KEPT) -> Iterator[None]:
+def _told_in_one_line(*mendable: type[Exception], interrupted: str = TRIALS_KEPT) -> Iterator[None]:
     """What the user can mend becomes one line on stderr and exit code 2, without a traceback."""
+    expected: tuple[type[Exception], ...] = (StudyError, OSError, *mendable)
     try:
         yield
     except KeyboardInterrupt:
         _end(f"interrupted; {interrupted}", INTERRUPTED)
-    except (livella.StudyError, benchmark.BenchError, loading.LoadError, OSError) as error:
+    except expected as error:
         _end(str(error), 2)
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from livella.study import CLAIMS, runner
+from livella.study import CLAIMS, request, runner
 from livella.study.claims import covariate_shift
 from livella.study.results import Estimate, Verdict
 from livella.study.trial import Outcome
@@ -89,6 +89,10 @@ def test_noise_that_does_not_bring_the_shift_back_shows_nothing():
     less_shift, explains = assess(covariate_shift.CLAIM, weak_noise)
     assert less_shift.verdict is Verdict.CONFIRMED
     assert explains.verdict is Verdict.INCONCLUSIVE
+
+
+def test_the_names_that_can_be_asked_for_are_those_of_the_claims():
+    assert tuple(claim.name for claim in CLAIMS) == request.NAMES
 
 
 @each_claim

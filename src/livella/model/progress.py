@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 
 class Bar:
     """A progress bar with one line a pass, or nothing."""
 
     def __init__(self, what: str, shown: bool | None, total: int | None) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
         self._what = what
         shown = sys.stderr.isatty() if shown is None else shown
         self._progress = Progress(console=Console(stderr=True), disable=not shown, transient=True)

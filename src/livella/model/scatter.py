@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from livella.moments import Moments
@@ -104,6 +103,8 @@ class Scatter:
         if self.samples < 2:
             unknown = torch.full_like(moments.mean, torch.inf)
             return unknown, unknown
+        from scipy.special import stdtrit  # here: it takes as long to load as all of livella
+
         directions = self._directions(moments)
         values = self.samples if excess == 1 else self.batches
         t = float(stdtrit(values - 1, (1 + CONFIDENCE) / 2)) * excess**0.5

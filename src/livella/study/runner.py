@@ -11,10 +11,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import joblib
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from livella import provenance
 from livella.study import sources, trial
@@ -22,6 +21,9 @@ from livella.study.claim import Claim, Done, Scope
 from livella.study.errors import StudyError
 from livella.study.store import Row
 from livella.study.trial import Outcome, Trial
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Save = Callable[[Row], None]
 
@@ -90,6 +92,10 @@ def _cost(one: Trial) -> float:
 
 
 def _bar(shown: bool) -> Progress:
+    # Imported here, for the processes that train show nothing.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),

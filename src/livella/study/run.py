@@ -12,8 +12,8 @@ import torch
 
 from livella import provenance
 from livella.study import data as datasets
-from livella.study import models, runner, sources, store
-from livella.study.claim import Claim, Scope
+from livella.study import models, request, runner, sources, store
+from livella.study.claim import Scope
 from livella.study.claims import CLAIMS
 from livella.study.errors import StudyError
 from livella.study.results import LeftOut, StudyResult
@@ -55,8 +55,8 @@ def study(
     Raises:
         StudyError: something asked for is not there or not usable; nothing was written.
     """
-    asked = _choose(claims)
-    _check_counts(seeds=seeds, jobs=jobs, steps=steps)
+    request.check(claims, seeds=seeds, jobs=jobs, steps=steps)
+    asked = [claim for claim in CLAIMS if not claims or claim.name in claims]
     scope = _scope(data, model, seeds, steps)
     left_out = [LeftOut(c.name, reason) for c in asked if (reason := c.reason_against(scope))]
     tried = [claim for claim in asked if not claim.reason_against(scope)]
@@ -83,20 +83,6 @@ def study(
         computed=sum(took[trial] for trial in wanted),
         provenance=provenance.of_run(threads=1),
     )
-
-
-def _choose(names: Sequence[str]) -> list[Claim]:
-    known = {claim.name: claim for claim in CLAIMS}
-    for name in names:
-        if name not in known:
-            raise StudyError(f"unknown claim {name!r}: the claims are {', '.join(known)}")
-    return [claim for claim in CLAIMS if not names or claim.name in names]
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise StudyError(f"{name} is {count}: expected a whole number from 1")
 
 
 def _scope(data: str, model: str | None, seeds: int, steps: int | None) -> Scope:
