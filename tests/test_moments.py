@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -248,3 +249,21 @@ def test_an_empty_part_changes_no_infinite_mean(count):
     empty = Moments(count, torch.zeros(2), torch.zeros(2))
     for merged in (infinite.merge(empty), empty.merge(infinite)):
         assert merged.mean.tolist() == [1.5, torch.inf]
+
+
+def test_all_reduce_asks_the_processes_of_its_group_alone(monkeypatch):
+    group, asked = object(), []
+
+    def all_gather(parts, own, group=None):
+        asked.append(group)
+        for part in parts:
+            part.copy_(own)
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda of=None: 2 if of is group else 1)
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    x = draw((5, 3), 0)
+    found = Moments.of(x).all_reduce(group)
+    assert asked == [group]
+    assert_same(Moments(int(found.count[0]), found.mean, found.m2), Moments.of(torch.cat([x, x])))
+    assert Moments.of(x).all_reduce().count == 5

@@ -191,3 +191,58 @@ def test_a_layer_that_is_off_and_costs_little_is_a_note_that_says_how_much(share
 def test_a_layer_that_is_hardly_off_is_not_blamed():
     slight = dataclasses.replace(FAR, offset=0.02, ratio=1.02)
     assert findings_of(dataclasses.replace(bad(off=slight, share=0.5), gap=BROKEN)) == ()
+
+
+# What a finding says: its remedy and its numbers
+
+
+def found_by(check, record):
+    return list(BY_NAME[check](record))
+
+
+@pytest.mark.parametrize(
+    ("changed", "remedy", "numbers"),
+    [
+        ({"running_var": (NAN, math.inf)}, "measure_statistics", {"running_var": 2}),
+        ({"bias": (NAN, 0.0)}, "train_again", {"bias": 1}),
+        (
+            {"weight": (1.0, NAN), "running_mean": (NAN, NAN)},
+            "train_again", {"weight": 1, "running_mean": 2},
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_lost_can_be_measured_again_unless_it_was_learnt(changed, remedy, numbers):
+    (finding,) = found_by("not_finite", bad(**changed))
+    assert (finding.remedy, finding.numbers) == (remedy, numbers)
+
+
+@pytest.mark.parametrize("counter", [None, 0, 7])
+def test_statistics_never_updated_tell_what_was_counted(counter):
+    made = {"running_mean": (0.0, 0.0), "running_var": (1.0, 1.0), "share": 0.25}
+    (finding,) = found_by("never_updated", bad(**made, counter=counter))
+    assert finding.numbers == {"counter": counter or 0}
+    assert finding.share == 0.25
+    assert ("counted batches" in finding.message) == (counter is not None)
+    assert found_by("never_updated", bad(**made, frozen=True)) == []
+
+
+def test_channels_that_never_vary_are_counted_and_negative_variances_are_not():
+    record = bad(features=5, running_var=(0.0, 1e-13, -1.0, 1e-12, 1.0))
+    (finding,) = found_by("constant_channels", record)
+    assert finding.numbers == {"channels": 2, "share": 0.4}
+    assert finding.remedy == "prune"
+
+
+@pytest.mark.parametrize("family", ["group", "instance"])
+def test_a_bias_is_taken_away_again_by_batch_norms_alone(family):
+    given = {"source": "conv", "source_kind": "Conv2d", "source_bias": True}
+    assert len(found_by("redundant_bias", bad(**given))) == 1
+    assert found_by("redundant_bias", bad(**given, family=family)) == []
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("changed", [{"family": "instance"}, {"frozen": True}, {"tracks": False}])
+def test_what_is_frozen_or_has_nothing_to_freeze_is_not_frozen_in_name_only(changed, mode):
+    held = {"mode": mode, "trains": False}
+    assert len(found_by("frozen_in_name_only", seen(layer(**held), training=True))) == 1
+    assert found_by("frozen_in_name_only", seen(layer(**held, **changed), training=True)) == []

@@ -80,3 +80,30 @@ def test_shared_layers_are_known_once_all_their_calls_are():
     assert pooled(in_a_row) == in_a_row
     interleaved = {A: NONE, B: frozenset({A}), again: frozenset({A, B})}
     assert pooled(interleaved) == interleaved
+
+
+def test_what_is_written_to_a_named_place_and_not_given_back_counts():
+    def named(a, b, c, x):
+        out = torch.empty(4, 2)
+        torch.ops.aten._foreach_mul.Scalar_out([a(x)], 2.0, out=[out])
+        b(out)
+
+    assert watch(named)[B] == {A}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_hook_stays_on_a_layer(fails):
+    layer = nn.BatchNorm1d(2).eval()
+
+    def run():
+        layer(torch.randn(4, 2))
+        if fails:
+            raise RuntimeError("injected")
+
+    if fails:
+        with pytest.raises(RuntimeError, match="injected"):
+            observe(run, {"a": layer})
+    else:
+        assert observe(run, {"a": layer}) == {A: NONE}
+    assert not layer._forward_pre_hooks
+    assert not layer._forward_hooks

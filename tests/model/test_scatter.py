@@ -85,3 +85,18 @@ def test_values_of_one_sample_that_resemble_each_other_tell_no_more_than_one(rep
     moments = Moments.of(x)
     error, _ = scatter_of(x, [500], moments.mean).errors(moments)
     torch.testing.assert_close(error, 1.96 * x[:, :, 0].std(0) / 500**0.5, rtol=5e-3, atol=0)
+
+
+def test_the_excess_is_the_ratio_of_mean_squares_between_batches_and_overall():
+    level = torch.tensor([-3.0, 1.0, -2.0, 4.0, 0.0]).double()
+    x = (draw(5, 4) + level[:, None]).reshape(20, 1)
+    moments = Moments.of(x)
+    found = scatter_of(x, [4] * 5, moments.mean + 0.5).excess(moments)
+    off = x.numpy()[:, 0] - x.numpy().mean()
+    ratios = []
+    for values in (off, off**2):
+        means = values.reshape(5, 4).mean(1)
+        between = 4 * np.square(means - values.mean()).sum() / 4
+        ratios.append(between / values.var(ddof=1))
+    assert found == pytest.approx(max(ratios), rel=1e-9)
+    assert found > 4, "more than chance allows, or it would be one"

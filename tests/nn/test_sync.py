@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -278,3 +279,125 @@ def test_layers_built_as_such():
     with pytest.warns(UserWarning, match=r"revert: left alone.*SyncBatchNormAct"):
         SyncBatchNorm.revert(layer)
     assert isinstance(lnn.make_norm("sync", 3, 2), SyncBatchNorm)
+
+
+# A group that is not that of all processes
+
+
+class Threads:
+    """A group of threads in place of processes: whoever asks another group gets no answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+        self.size, self.own = size, threading.local()
+        self.places: list[Any] = [None] * size
+        self.meeting = threading.Barrier(size, timeout=60)
+        for name, instead in {
+            "is_initialized": lambda: True,
+            "get_world_size": lambda group=None: group.size if group is self else 1,
+            "get_rank": lambda group=None: self.own.rank if group is self else 0,
+            "all_gather": lambda parts, own, group=None: self.gather(parts, own, group),
+            "all_reduce": lambda total, group=None: self.reduce(total, group),
+        }.items():
+            monkeypatch.setattr(dist, name, instead)
+
+    def exchange(self, own: Tensor, group: object) -> list[Tensor]:
+        assert group is self
+        self.places[self.own.rank] = own.detach().clone()
+        self.meeting.wait()
+        found = list(self.places)
+        self.meeting.wait()
+        return found
+
+    def gather(self, parts: list[Tensor], own: Tensor, group: object) -> None:
+        for part, each in zip(parts, self.exchange(own, group), strict=True):
+            part.copy_(each)
+
+    def reduce(self, total: Tensor, group: object) -> None:
+        total.copy_(torch.stack(self.exchange(total, group)).sum(0))
+
+    def run(self, work: Any) -> list[Any]:
+        """Give what work(rank) gives in each thread."""
+        results: list[Any] = [None] * self.size
+
+        def one(rank: int) -> None:
+            self.own.rank = rank
+            try:
+                results[rank] = work(rank)
+            except Exception as error:
+                results[rank] = error
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+@pytest.mark.parametrize("valid", [None, 0, 1, 2])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_group_normalizes_by_its_own_processes(size, valid, monkeypatch):
+    case = {"sizes": (5, 3, 2)[:size], "activation": "silu", "residual": True}
+    given = inputs(case)
+    if valid is not None:
+        given["mask"] = torch.zeros(len(given["x"]), 2, 3, dtype=torch.bool)
+        given["mask"].view(-1)[-valid:] = valid > 0
+    expected = run(layer_of(lnn.BatchNorm2d, case), given)
+    group = Threads(monkeypatch, size)
+
+    def work(rank: int) -> dict[str, Tensor]:
+        layer = layer_of(SyncBatchNorm, case)
+        layer.process_group = group
+        split = {k: v if v is None else v.split(case["sizes"])[rank] for k, v in given.items()}
+        return run(layer, split)
+
+    parts = group.run(work)
+    assert all(isinstance(part, dict) for part in parts), parts
+    for key, value in expected.items():
+        found = [part[key] for part in parts]
+        if key in ("y", "dx", "ddx"):
+            joined = torch.cat(found)
+        else:
+            joined = torch.stack(found).sum(0) if key.startswith("d") else found[-1]
+        torch.testing.assert_close(joined, value, rtol=1e-10, atol=1e-10, msg=key)
+
+
+def test_one_value_in_a_group_is_refused_or_normalized_by_the_averages(monkeypatch):
+    group, x = Threads(monkeypatch, 2), torch.randn(1, 4)
+
+    def work(single_value: str) -> list[Any]:
+        layer = SyncBatchNorm(4, process_group=group, single_value=single_value)
+        return group.run(lambda rank: layer(x[rank:]))
+
+    for error in work("error"):
+        assert "one over all 2 processes" in str(error)
+    y, empty = work("running")
+    torch.testing.assert_close(y, x / (1 + 1e-5) ** 0.5)
+    assert empty.shape == (0, 4)
+
+
+def test_by_running_statistics_no_other_process_is_asked(monkeypatch):
+    group = Threads(monkeypatch, 2)
+    monkeypatch.setattr(dist, "all_gather", lambda *_, **__: pytest.fail("another was asked"))
+    layer = SyncBatchNorm(4, process_group=group)
+    layer.normalize_by = "running"
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(layer(x), x / (1 + 1e-5) ** 0.5)
+
+
+def test_convert_and_revert_keep_the_group():
+    group, other = object(), object()
+    model = nn.Sequential(nn.SyncBatchNorm(3), nn.BatchNorm1d(3), lnn.BatchNorm1d(3))
+    model[0].process_group = group
+    SyncBatchNorm.convert(model)
+    assert [layer.process_group for layer in model] == [group, None, None]
+    SyncBatchNorm.revert(model)
+    assert model[0].process_group is group
+    SyncBatchNorm.convert(model, other)
+    assert [layer.process_group for layer in model] == [other] * 3
+    model[1].normalize_by = "running"
+    SyncBatchNorm.revert(model)
+    assert [type(layer) for layer in model] == [nn.SyncBatchNorm, *[lnn.BatchNorm1d] * 2]
+    assert model[1].normalize_by == "running"
+    for layer in model[1:]:
+        assert not {"process_group", "input_dims", "_livella_converted_from"} & set(vars(layer))
