@@ -373,6 +373,8 @@ def errors(x, function):
 LAYOUTS = {
     "(N, C)": ((4096, 8), False),
     "NCHW": ((16, 8, 16, 16), False),
+    "14×14": ((16, 8, 14, 14), False),
+    "7×7": ((80, 8, 7, 7), False),
     "long rows": ((2, 8, 48, 48), False),
     "channels last": ((16, 8, 16, 16), True),
 }
@@ -400,6 +402,34 @@ def test_outliers_in_front_cost_little(layout, few):
     x = place(values.movedim(-1, 1), torch.float32, last)
     _, of_variance = errors(x, batch_norm)
     assert of_variance < 5e-6  # where the variance is made of the outliers alone
+
+
+@pytest.mark.parametrize("shape", [(128, 8, 7, 7), (128, 8, 14, 14), (128, 8, 48)])
+def test_one_sample_far_off_in_front_costs_little(shape):
+    values = normal(shape)
+    values[0] += 12345.678
+    mean, var = torch.zeros(8), torch.ones(8)
+    batch_norm(values.float(), mean, var, training=True, momentum=1.0)
+    _, expected = moments(values.float())
+    count = values.numel() // 8
+    unbiased = (expected * count / (count - 1)).astype("float64")
+    assert_close(var.double(), torch.tensor(unbiased), rtol=4e-6, atol=0)
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_at_a_large_mean(layout, activation):
+    shape, last = LAYOUTS[layout]
+    x = place(1e4 + normal(shape) / 8, torch.float32, last)
+    dy = place(
+        (x.detach().double() - 1e4) * 8 + normal(shape, 1), torch.float32, last
+    )  # so that dγ is large
+    weight, bias = normal(8, 2).float(), normal(8, 3).float()
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    y = batch_norm(x, None, None, weight, bias, True, eps=EPS, activation=activation)
+    expected = differentiate(x, weight, bias, None, None, None, activation, True, dy)
+    for ours, theirs in zip(torch.autograd.grad(y, leaves, dy), expected, strict=True):
+        near(ours, theirs, f"gradient of shape {tuple(theirs.shape)}", 0, 32 * theirs.abs().max())
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -440,6 +470,50 @@ def test_what_is_not_finite_stays_in_its_channel(shape, value, training, last):
         assert not np.isfinite([mean, var]).any()
     else:
         assert np.isfinite(y).sum() >= y.size - 1, "others in the channel are as they were"
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["first", "last", "one", "all"])
+@pytest.mark.parametrize("shape", [(9, 19), (900, 19), (150, 3, 5), (150, 3, 130), (2, 3, 9001)])
+def test_the_mean_of_what_is_infinite_is_infinite(shape, where, value, last):
+    values = normal(shape).movedim(1, 0).contiguous()
+    of_channel = values.flatten(1)[1]
+    places = {"first": slice(1), "last": slice(-1, None), "one": slice(7, 8), "all": slice(None)}
+    of_channel[places[where]] = value
+    x = place(values.movedim(0, 1), torch.float32, last)
+    mean, var = torch.zeros(shape[1]), torch.ones(shape[1])
+    batch_norm(x, mean, var, training=True, momentum=1.0)
+    assert_close(mean[1], torch.tensor(value), equal_nan=True)
+    assert not var[1].isfinite()
+    assert mean.isfinite().sum() == var.isfinite().sum() == shape[1] - 1
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [(9, 19), (4, 19, 5), (2, 19, 301)])
+def test_in_evaluation_no_gradient_asks_for_the_input(shape, last):
+    dy = place(normal(shape, 1), torch.float32, last)
+
+    def run(value):
+        x = place(normal(shape), torch.float32, last)
+        x[:, 7] = value
+        x.requires_grad_()
+        y = batch_norm(x, torch.zeros(19), torch.ones(19), torch.full((19,), 3.0), eps=0.0)
+        return torch.autograd.grad(y, x, dy)[0]
+
+    for value in (torch.nan, torch.inf, 1.0):
+        assert torch.equal(run(value), 3 * dy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_exponential_is_right_on_average_where_its_series_ends(dtype):
+    # exp(z) = 2ⁿ·exp(r): the term left out is largest, and of one sign, at r = ½·ln 2.
+    n = torch.arange(10, 74, dtype=torch.float64)
+    z = -(n[:, None] * np.log(2) + torch.linspace(0.33, 0.345, 65).double()).to(dtype)
+    y = batch_norm(z[:, None], *(t.to(dtype) for t in (torch.zeros(1), torch.ones(1))), eps=0.0,
+                   activation="silu")  # fmt: skip
+    expected = ACTIVATIONS["silu"](exact(z[:, None]))
+    assert abs((exact(y) / expected - 1).mean()) < 0.2 * torch.finfo(dtype).eps
 
 
 # Bits and sizes
@@ -536,6 +610,15 @@ def test_contributions_far_from_zero_and_not_finite(last):
         assert not again[1:3, 1].isfinite().all()
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_contributions_of_a_constant_are_not_below_zero(last):
+    values = torch.linspace(0.1, 7, 64)
+    x = place(values[:, None].expand(5, 64, 49), torch.float32, last)
+    found = torch.ops.livella.contributions(x, values.double() + 0.3)
+    assert (found[2] >= 0).all()
+    assert_close(found[2], torch.zeros(64).double(), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("x", "centre"),
     [
@@ -550,25 +633,3 @@ def test_contributions_far_from_zero_and_not_finite(last):
 def test_contributions_refuse_what_is_not_theirs(x, centre):
     with pytest.raises(RuntimeError, match="livella: "):
         torch.ops.livella.contributions(x, centre)
-
-
-# The other instruction sets
-
-
-OTHERS = {"avx512", "avx2", "portable"} - {torch.ops.livella.instruction_set()}
-
-
-@pytest.mark.parametrize("isa", sorted(OTHERS))
-def test_other_instruction_sets(isa):
-    selected = ["-k", "not other_instruction_sets and not two_gigabytes"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, *selected],
-        env=os.environ | {"LIVELLA_ISA": isa, "LIVELLA_KERNELS": "native"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = result.stdout + result.stderr
-    if "names no instruction set of this machine" in said:
-        pytest.skip(f"this machine has no {isa}")
-    assert result.returncode == 0, said
