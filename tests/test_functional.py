@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from livella.functional import batch_norm
+from livella.checks import Call
+from livella.functional import (
+    backward_from_statistics,
+    batch_norm,
+    contributions,
+    forward_with_statistics,
+)
 from livella.reference import ACTIVATIONS
 
 EVERY_ACTIVATION = [None, *ACTIVATIONS]
@@ -435,3 +441,43 @@ def test_meta_tensors_pass_through():
     stats = torch.empty(3, device="meta"), torch.empty(3, device="meta")
     y = batch_norm(x, *stats, training=True, mask=torch.empty(4, 5, device="meta").bool())
     assert (y.shape, y.device.type) == (x.shape, "meta")
+
+
+# What only some callers ask for
+
+
+@pytest.mark.parametrize("options", [{"ghost_size": 2}, {"limits": (3.0, 5.0)}])
+def test_evaluation_knows_neither_ghost_batches_nor_limits(options):
+    x = normal(5, 3, 2)
+    expected = batch_norm(x, *averages(), *parameters())
+    assert_close(batch_norm(x, *averages(), *parameters(), **options), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batches", [0, 3])
+def test_where_torch_runs_all_batches_have_the_same_share_too(batches):
+    x, (mean, var), counter = normal(5, 3, 2), averages(), torch.tensor(batches)
+    with torch.autograd.forward_ad.dual_level():
+        batch_norm(x, mean, var, training=True, momentum=None, num_batches_tracked=counter)
+    expected = averages()
+    F.batch_norm(x, *expected, training=True, momentum=1 / (batches + 1))
+    assert_close((mean, var), expected)
+    assert counter == batches + 1
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dy", [normal(3, 5, seed=1).t(), normal(5, 3, seed=1).bfloat16()])
+def test_a_gradient_may_come_in_any_layout_and_dtype_to_what_is_written_out(dy, training):
+    x = normal(5, 3)
+    weight, bias = parameters()
+    call = Call(x, *averages(), weight, bias, training, 0.1, 1e-5, None, None, None, None)
+    y, statistics = forward_with_statistics(call)
+    leaves = [t.requires_grad_() for t in (x.clone(), weight, bias)]
+    expected = F.batch_norm(leaves[0], *averages(), *leaves[1:], training)
+    assert_close(y, expected)
+    found = backward_from_statistics(dy, call, statistics)
+    assert_close(tuple(found), torch.autograd.grad(expected, leaves, dy.double()))
+
+
+def test_contributions_of_what_is_not_dense():
+    x, centre = normal(4, 3, 8), torch.full((3,), 0.25).double()
+    assert_close(contributions(x[..., ::2], centre), contributions(x[..., ::2].clone(), centre))

@@ -3,6 +3,8 @@
 Then what only kernels can get wrong: tails, alignment, rounding, size, threads.
 """
 
+import math
+import mmap
 import os
 import subprocess
 import sys
@@ -489,6 +491,14 @@ def test_the_mean_of_what_is_infinite_is_infinite(shape, where, value, last):
     assert mean.isfinite().sum() == var.isfinite().sum() == shape[1] - 1
 
 
+def test_an_infinite_mean_stays_infinite_through_the_blocks_of_a_panel():
+    x, mean = torch.zeros(8300, 256), torch.zeros(256)
+    x[0, 1] = torch.inf
+    batch_norm(x, mean, torch.ones(256), training=True, momentum=1.0)
+    assert mean[1] == torch.inf
+    assert not mean[[0, *range(2, 256)]].any()
+
+
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("shape", [(9, 19), (4, 19, 5), (2, 19, 301)])
 def test_in_evaluation_no_gradient_asks_for_the_input(shape, last):
@@ -535,22 +545,54 @@ def test_every_number_of_two_bytes_comes_through(dtype, last):
     )
 
 
-def test_two_gigabytes_and_a_little():
-    if hasattr(os, "sysconf") and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 2**33:
-        pytest.skip("needs a machine with 8 GB of memory")
-    tile = (2 * normal((2, 2, 1, 4099)) + 1).bfloat16()
-    x = tile.expand(2, 2, 65500, 4099).contiguous()
-    assert x.numel() * x.element_size() > 2**31
-    for training in (False, True):
-        mean, var = torch.zeros(2), torch.ones(2)
-        expected = moments(tile) if training else (mean.numpy().copy(), var.numpy().copy())
-        y = batch_norm(x, mean, var, None, None, training, 1.0, EPS)
-        defined = define(tile, *expected, None, None, None, None)
-        near(by_channel(y[:, :, -1:]), defined, "y", 160)
-        last = y[1, 1]  # here lies the border
-        assert torch.equal(last, last[:1].expand_as(last))
-        assert_close((mean, var), tuple(torch.tensor(t.astype("float32")) for t in expected))
-        del y, last
+BORDER = 2**31
+BEYOND = BORDER + 2**20
+LARGE = {
+    "long rows": ((2, 2, BEYOND // 4), False, None),
+    "ghost batches": ((2, 2, BEYOND // 4), False, 1),
+    "short rows": ((1337, 32_790, 49), False, None),
+    "channels last": ((2, 256, BEYOND // 512), True, None),
+}
+
+
+@pytest.fixture(scope="module")
+def untouched():
+    """Give zeros that take no memory: pages that nobody wrote to are all the same one."""
+    if sys.maxsize < 2**32:
+        pytest.skip("needs addresses of 64 bits")
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, 2 * (BEYOND + 2**16), flags=flags)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_more_elements_than_32_bits_can_count(name, untouched):
+    shape, last, ghost_size = LARGE[name]
+    count, channels = math.prod(shape), shape[1]
+    assert BORDER < count <= len(untouched)
+    values = {0: 1.0, BORDER - 1: 2.0, BORDER: 4.0, BORDER + 12_345: -3.0, count - 1: 5.0}
+    by_channel = [[] for _ in range(channels)]
+    for at, value in values.items():
+        by_channel[at // (1 if last else math.prod(shape[2:])) % channels].append(value)
+    x = untouched[:count]
+    x = x.view(shape[0], -1, channels).movedim(-1, 1) if last else x.view(shape)
+    statistics = torch.tensor([[0.5], [2.0]]).double().repeat(2 if ghost_size else 1, channels)
+    try:
+        for at, value in values.items():
+            untouched[at] = value
+        _, dweight, dbias, _ = torch.ops.livella.batch_norm_backward(
+            x, x, statistics, None, None, None, None, False, False, True, False, ghost_size
+        )
+        if name == "long rows":
+            squares = torch.ops.livella.contributions(x, torch.zeros(2).double())[5]
+            expected = [sum(v * v for v in each) for each in by_channel]
+            assert (2 * squares).tolist() == pytest.approx(expected)
+    finally:
+        untouched[list(values)] = 0
+    assert dbias.tolist() == [sum(each) for each in by_channel]
+    assert dweight.tolist() == [sum(2 * v * (v - 0.5) for v in each) for each in by_channel]
 
 
 # What samples contribute

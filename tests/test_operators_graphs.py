@@ -63,6 +63,22 @@ def test_opcheck(activation, with_residual, layout, training):
         opcheck(livella.batch_norm_backward.default, (*backward, *wanted), test_utils=QUICK)
 
 
+@pytest.mark.parametrize(
+    ("ghost_size", "limits", "rows"), [(3, None, 4), (2, None, 6), (None, (3.0, 5.0), 4)]
+)
+def test_opcheck_of_parts_and_limits(ghost_size, limits, rows):
+    x, stats = normal(7, 3, 2), averages()
+    limits = limits if limits is None else torch.tensor(limits, dtype=torch.float64)
+    opcheck, livella = torch.library.opcheck, torch.ops.livella
+    settings = (*stats, None, True, 0.1, 1e-5, "silu", ghost_size, limits)
+    given = (x, *parameters(), None, *settings)
+    opcheck(livella.batch_norm.default, given, test_utils=QUICK)
+    _, statistics = livella.batch_norm(*given)
+    assert statistics.shape == (rows, 3)
+    backward = (x, x, statistics, *parameters(), None, "silu", True, True, True, True, ghost_size)
+    opcheck(livella.batch_norm_backward.default, backward, test_utils=QUICK)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_opcheck_of_other_dtypes_and_without_options(dtype):
     x = normal(6, 3, 2, dtype=dtype)
