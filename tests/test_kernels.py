@@ -491,6 +491,21 @@ def test_the_mean_of_what_is_infinite_is_infinite(shape, where, value, last):
     assert mean.isfinite().sum() == var.isfinite().sum() == shape[1] - 1
 
 
+def test_panels_of_several_blocks():
+    """More rows than 64 panels of 128 hold; the channels are alike, so that one tells of all."""
+    of_one = torch.arange(8300).div(64, rounding_mode="floor").remainder(7).double()[:, None]
+    x = of_one.repeat(1, 256).requires_grad_()
+    weight, bias = (torch.full((256,), v).double().requires_grad_() for v in (0.5, 1.5))
+    mean, var = torch.zeros(256).double(), torch.ones(256).double()
+    y = batch_norm(x, mean, var, weight, bias, True, momentum=1.0)
+    leaves = [t[..., :1].detach().requires_grad_() for t in (x, weight, bias)]
+    expected = F.batch_norm(leaves[0], None, None, *leaves[1:], training=True)
+    found = [mean, var, y, *torch.autograd.grad(y, (x, weight, bias), x.detach().cos())]
+    wanted = torch.autograd.grad(expected, leaves, of_one.cos())
+    for ours, theirs in zip(found, (of_one.mean(), of_one.var(), expected, *wanted), strict=True):
+        assert_close(ours, theirs.expand(ours.shape), rtol=1e-9, atol=1e-9)
+
+
 def test_an_infinite_mean_stays_infinite_through_the_blocks_of_a_panel():
     x, mean = torch.zeros(8300, 256), torch.zeros(256)
     x[0, 1] = torch.inf

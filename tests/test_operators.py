@@ -61,6 +61,30 @@ def test_gradients_of_both_orders(activation, layout):
             assert torch.autograd.gradgradcheck(run, inputs)
 
 
+@pytest.mark.parametrize("wanted", ["input", "weight", "bias", "residual"])
+def test_a_gradient_of_one_alone(wanted):
+    given = dict(zip(("weight", "bias"), parameters(), strict=True))
+    given |= {"input": normal(4, 3, 5), "residual": normal(4, 3, 5, seed=1)}
+    dy = normal(4, 3, 5, seed=2)
+
+    def gradient(*names):
+        leaves = {k: t.clone().requires_grad_(k in names) for k, t in given.items()}
+        y = batch_norm(**leaves, running_mean=None, running_var=None, training=True,
+                       activation="silu")  # fmt: skip
+        return dict(zip(names, torch.autograd.grad(y, [leaves[n] for n in names], dy), strict=True))
+
+    assert_close(gradient(wanted)[wanted], gradient(*given)[wanted], rtol=0, atol=0)
+
+
+def test_statistics_have_no_gradient():
+    settings = (None, *averages(), None, True, 0.1, 1e-5, None)
+    y, statistics = torch.ops.livella.batch_norm(
+        normal(4, 3).requires_grad_(), *parameters(), *settings
+    )
+    assert y.requires_grad
+    assert not statistics.requires_grad
+
+
 # Precision and memory
 
 

@@ -67,7 +67,7 @@ def test_opcheck(activation, with_residual, layout, training):
     ("ghost_size", "limits", "rows"), [(3, None, 4), (2, None, 6), (None, (3.0, 5.0), 4)]
 )
 def test_opcheck_of_parts_and_limits(ghost_size, limits, rows):
-    x, stats = normal(7, 3, 2), averages()
+    x, stats = normal(7, 3), averages()
     limits = limits if limits is None else torch.tensor(limits, dtype=torch.float64)
     opcheck, livella = torch.library.opcheck, torch.ops.livella
     settings = (*stats, None, True, 0.1, 1e-5, "silu", ghost_size, limits)

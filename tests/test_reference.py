@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from livella import reference
+from livella.moments import Moments
 
 EPS = 1e-3
 
@@ -140,3 +141,11 @@ def test_derivatives_can_be_differentiated_again(name):
 
 def test_every_activation_is_tested():
     assert set(reference.ACTIVATIONS) == set(IN_TORCH) == set(BY_HAND) - {None}
+
+
+def test_the_correction_of_nothing_is_a_number():
+    limits = torch.tensor([3.0, 5.0])
+    for nothing in (Moments.empty(2), Moments(torch.tensor(0), torch.zeros(2), torch.zeros(2))):
+        r, d = reference.correction(nothing, torch.ones(2), torch.ones(2), limits, EPS)
+        assert_close(r, torch.full_like(r, 1 / 3))
+        assert_close(d, torch.full_like(d, -1 / math.sqrt(1 + EPS)))
