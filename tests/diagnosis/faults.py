@@ -1,17 +1,21 @@
-"""A small CNN on Fashion-MNIST, and ten things that go wrong with its normalization."""
+"""A small CNN on digits, and ten things that go wrong with its normalization.
+
+The networks were trained by `train_faults.py`, which writes their weights beside this file.
+"""
 
 from __future__ import annotations
 
-import copy
 import functools
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, max_pool2d, relu
+from torch.nn.functional import max_pool2d, relu
 
 from livella.study import data
 
-EXAMPLES = 4000
+WEIGHTS = Path(__file__).with_name("faults.safetensors")
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -20,15 +24,15 @@ class Net(nn.Module):
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        self.c1, self.b1 = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.c2, self.b2 = nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
-        self.c3, self.b3 = nn.Conv2d(32, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64)
+        self.c1, self.b1 = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.c2, self.b2 = nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.c3, self.b3 = nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
         self.drop = nn.Dropout(dropout)
-        self.fc = nn.Linear(64, 10)
+        self.fc = nn.Linear(32, 10)
 
     def features(self, x: Tensor) -> Tensor:
         x = max_pool2d(relu(self.b1(self.c1(x))), 2)
-        x = max_pool2d(relu(self.b2(self.drop(self.c2(x)))), 2)
+        x = relu(self.b2(self.drop(self.c2(x))))
         return relu(self.b3(self.c3(x)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,55 +40,71 @@ class Net(nn.Module):
 
 
 class TwoDomains(Net):
-    """The same layers for an image and its negative."""
+    """The same layers for an image and its negative, which is brighter."""
 
     def forward(self, x: Tensor) -> Tensor:
-        both = self.features(x) + self.features(1 - x)
+        both = self.features(x) + self.features(1.5 - x)
         return self.fc(both.mean((2, 3)))
+
+
+class Deep(nn.Sequential):
+    """Twenty layers with batch norm between a first and a last one."""
+
+    def __init__(self, layers: int = 20, width: int = 24) -> None:
+        blocks = [nn.Linear(6, width)]
+        for _ in range(layers):
+            blocks += [nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width)]
+        super().__init__(*blocks, nn.Linear(width, 5))
+
+
+def separable() -> Batches:
+    """Points in six dimensions, each of the class that one of five planes says."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(6, 5, generator=generator)
+    examples = [torch.randn(128, 6, generator=generator) for _ in range(24)]
+    return [(x, (x @ truth).argmax(1)) for x in examples]
 
 
 @functools.lru_cache(maxsize=1)
 def examples() -> tuple[Tensor, Tensor]:
-    x, y = data.load("fashion-mnist").train
-    return x[:EXAMPLES], y[:EXAMPLES]
+    return data.load("digits").train
 
 
 def batches(size: int = 64, order: Tensor | None = None, count: int | None = None) -> Batches:
     x, y = examples()
     if order is None:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
-    return [(x[part], y[part]) for part in order[:count].split(size)]
+    return [(x[part], y[part]) for part in order[:count].split(size) if len(part) == size]
 
 
-def looked_at() -> Batches:
-    return batches()[:32]
+def sorted_batches() -> Batches:
+    return batches(order=examples()[1].argsort(stable=True))
 
 
-def train(model: nn.Module, over: Batches, rate: float = 0.05, epochs: int = 2) -> nn.Module:
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * len(over))
-    model.train()
-    for _ in range(epochs):
-        for x, y in over:
-            optimizer.zero_grad()
-            cross_entropy(model(x), y).backward()
-            optimizer.step()
-            schedule.step()
+def in_bfloat16(given: Batches) -> Batches:
+    return [(x.bfloat16(), y) for x, y in given]
+
+
+def built(name: str) -> nn.Module:
+    """The network of this name before its training."""
+    if name == "deep":
+        return Deep()
+    if name == "shared":
+        return TwoDomains()
+    model = Net(0.4 if name == "dropout" else 0.0)
+    return model.to(torch.bfloat16) if name == "bfloat16" else model
+
+
+def trained(name: str) -> nn.Module:
+    """The network of this name, trained."""
+    model, saved = built(name), load_file(WEIGHTS)
+    own = {key: value for key, value in saved.items() if key.startswith(f"{name}/")}
+    model.load_state_dict({key.removeprefix(f"{name}/"): value for key, value in own.items()})
     return model.eval()
 
 
-def built(model: type[Net] = Net, **options: float) -> Net:
-    torch.manual_seed(0)
-    return model(**options)
-
-
-@functools.lru_cache(maxsize=1)
-def _healthy() -> nn.Module:
-    return train(built(), batches())
-
-
 def healthy() -> tuple[nn.Module, dict[str, Batches]]:
-    return copy.deepcopy(_healthy()), {"batches": looked_at()}
+    return trained("healthy"), {"batches": batches()}
 
 
 def stale() -> tuple[nn.Module, dict[str, Batches]]:
@@ -95,27 +115,25 @@ def stale() -> tuple[nn.Module, dict[str, Batches]]:
 
 
 def momentum() -> tuple[nn.Module, dict[str, Batches]]:
-    model = built()
+    model = trained("momentum")
     model.b2.momentum = 0.99
-    return train(model, batches()), {"batches": looked_at()}
+    return model, {"batches": batches()}
 
 
 def shared() -> tuple[nn.Module, dict[str, Batches]]:
-    return train(built(TwoDomains), batches()), {"batches": looked_at()}
+    return trained("shared"), {"batches": batches()}
 
 
 def sorted_by_class() -> tuple[nn.Module, dict[str, Batches]]:
-    over = batches(order=examples()[1].argsort(stable=True))
-    return train(built(), over), {"batches": over[::3]}
+    return trained("sorted by class"), {"batches": sorted_batches()}
 
 
 def two_a_batch() -> tuple[nn.Module, dict[str, Batches]]:
-    model = train(built(), batches(2, count=1600), rate=0.005)
-    return model, {"batches": batches(2, count=128)}
+    return trained("batch of 2"), {"batches": batches(2, count=128)}
 
 
 def dropout() -> tuple[nn.Module, dict[str, Batches]]:
-    return train(built(dropout=0.4), batches()), {"batches": looked_at()}
+    return trained("dropout"), {"batches": batches()}
 
 
 def not_a_number() -> tuple[nn.Module, dict[str, Batches]]:
@@ -138,9 +156,7 @@ def frozen_in_name() -> tuple[nn.Module, dict[str, Batches]]:
 
 
 def low_precision() -> tuple[nn.Module, dict[str, Batches]]:
-    model = built().to(torch.bfloat16)
-    train(model, [(x.bfloat16(), y) for x, y in batches()])
-    return model, {"batches": [(x.bfloat16(), y) for x, y in looked_at()]}
+    return trained("bfloat16"), {"batches": in_bfloat16(batches())}
 
 
 ALL = ("b1", "b2", "b3")
