@@ -37,7 +37,7 @@ On = tuple[nn.Module, list[Tensor]]
 
 
 def mobilenet_v2_on_photos() -> On:
-    return mobilenet_v2(), list(photos(32, 64).split(16))
+    return mobilenet_v2(), [photos(20, 64)]
 
 
 def efficientnet_lite0() -> On:
