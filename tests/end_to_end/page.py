@@ -19,6 +19,8 @@ from livella.study.results import Figure, StudyResult
 
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
+PATIENCE = 300_000.0
+"""Milliseconds after which what never comes fails the test: on a busy machine all takes long."""
 _ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -45,6 +47,7 @@ def browsing() -> Iterator[Browser]:
     path = chromium()
     if path is None:
         raise FileNotFoundError("no chromium, chromium-browser or google-chrome on the PATH")
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(_ARGUMENTS))
         yield browser
@@ -64,6 +67,7 @@ def opened(browser: Browser, path: Path, **options: Any) -> Iterator[Page]:
             complaints.append(f"asked for {route.request.url[:200]}")
             route.abort()
 
+    context.set_default_timeout(PATIENCE)
     context.route("**/*", gate)
     page = context.new_page()
     page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))

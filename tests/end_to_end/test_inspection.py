@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ from tests.report.test_inspection import HEALTHY, HOSTILE, MARKUP, SICK
 pytestmark = pytest.mark.skipif(pages.chromium() is None, reason="no chromium is installed")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with pages.browsing() as browser:
-        yield browser
-
-
 def written(folder: Path, record: Record) -> Path:
     path = folder / "page.html"
     path.write_text(inspection_html.render(record, HEALTHY), encoding="utf-8")
@@ -33,6 +26,7 @@ def written(folder: Path, record: Record) -> Path:
 
 def test_names_with_markup_are_words(browser: Browser, tmp_path: Path) -> None:
     page = browser.new_page()
+    page.set_default_timeout(pages.PATIENCE)
     spoke = []
     page.on("dialog", lambda dialog: (spoke.append(dialog.message), dialog.dismiss()))
     page.goto(written(tmp_path, HOSTILE).as_uri())
@@ -48,6 +42,7 @@ def test_the_page_fits_and_its_map_leads_to_the_layers(
     browser: Browser, tmp_path: Path, width: int
 ) -> None:
     page = browser.new_page(viewport={"width": width, "height": 800})
+    page.set_default_timeout(pages.PATIENCE)
     said = []
     page.on("console", lambda message: said.append(message.text))
     page.goto(written(tmp_path, SICK).as_uri())
