@@ -1,6 +1,6 @@
 """What a report's page must do in a real browser, whichever study made it.
 
-`check_page` opens a page from disk with the network off and does what a reader does. Each check
+A page is opened from disk with the network off and used as a reader does. Each check
 takes an open page and the study it shows; they may follow each other, in the order of `CHECKS`, on
 one page, which is a large one to open.
 """
@@ -83,9 +83,9 @@ def opened(browser: Browser, path: Path, **options: Any) -> Iterator[Page]:
 
 
 def check_page(browser: Browser, path: Path, result: StudyResult) -> None:
-    """Every check, on the page at this path that shows this study."""
+    """The checks of what differs from study to study, on the page at this path."""
     with opened(browser, path) as page:
-        for check in CHECKS:
+        for check in OF_A_STUDY:
             check(page, result)
     with opened(browser, path, viewport=PHONE, has_touch=True) as page:
         fits_a_phone(page, result)
@@ -193,14 +193,13 @@ def fits_a_phone(page: Page, result: StudyResult) -> None:
     assert wide <= room
 
 
-CHECKS: tuple[Callable[[Page, StudyResult], None], ...] = (
+OF_A_STUDY: tuple[Callable[[Page, StudyResult], None], ...] = (
     says_everything,
     leads_to_every_claim,
     draws_every_plot,
     opens_the_data,
-    turns_dark,
-    prints_every_plot,
 )
+CHECKS = (*OF_A_STUDY, turns_dark, prints_every_plot)
 
 
 def _plots(page: Page, result: StudyResult) -> Iterator[tuple[Locator, Figure]]:
