@@ -4,6 +4,8 @@ import copy
 import os
 import pickle
 import threading
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,7 +183,7 @@ def test_distributed_data_parallel_trains_as_one_process_does(tmp_path):
             torch.testing.assert_close(result[name], tensor, rtol=1e-9, atol=1e-9)
 
 
-def _died(rank: int, world: int) -> str:
+def _died(folder: Path, rank: int, world: int) -> None:
     layer = SyncBatchNorm(4)
     layer(torch.randn(3, 4))
     if rank == 1:
@@ -192,15 +194,13 @@ def _died(rank: int, world: int) -> str:
         words = str(error)
     else:
         words = "no error"
-    folder = os.environ["LIVELLA_TEST_FOLDER"]
-    torch.save(words, f"{folder}/words.pt")
+    torch.save(words, folder / "words.pt")
     os._exit(0)
 
 
-def test_a_process_that_dies_leaves_a_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setenv("LIVELLA_TEST_FOLDER", str(tmp_path))
+def test_a_process_that_dies_leaves_a_clear_error(tmp_path):
     with pytest.raises(FileNotFoundError):  # neither process ends in the usual way
-        in_processes(_died, 2, tmp_path, timeout=10)
+        in_processes(partial(_died, tmp_path), 2, tmp_path)
     words = torch.load(tmp_path / "words.pt")
     assert words.startswith("SyncBatchNorm: rank 0 of 2 waited for the others in forward and got:")
     assert "Another process ended, or called the layer fewer times" in words
