@@ -307,14 +307,14 @@ def test_tolerance_stops_early_and_its_intervals_hold_the_truth():
     held_mean, held_variance, used = [], [], []
     with torch.random.fork_rng():
         for seed in range(200):
-            found = estimate_population(model, draws(seed, 4000).split(50), tolerance=0.05)
+            found = estimate_population(model, draws(seed, 1500).split(100), tolerance=0.05)
             layer = found.layers["0"]
             (low, high), (below, above) = layer.mean_interval, layer.variance_interval
             held_mean.append((low <= 1) & (high >= 1))
             held_variance.append((below <= 0.57) & (above >= 0.57))
             used.append(layer.samples)
             assert layer.error <= 0.05
-    assert max(used) < 3000
+    assert max(used) < 1500
     assert 0.93 <= float(torch.stack(held_mean).double().mean()) <= 0.97
     assert 0.93 <= float(torch.stack(held_variance).double().mean()) <= 0.97
 
