@@ -25,8 +25,15 @@ PATIENCE = 240
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["pytest", "hypothesis", "torch.distributed", "torch._dynamo", "livella.nn", "livella.model"]
-    + ["livella.diagnosis"]
+    [
+        "pytest",
+        "hypothesis",
+        "torch.distributed",
+        "torch._dynamo",
+        "livella.nn",
+        "livella.model",
+        "livella.diagnosis",
+    ]
 )
 
 

@@ -45,9 +45,7 @@ def _same(folder):
     [(_hangs, 1, r"Timeout \(0:00:01\)"), (_is_killed, 240, "rank 1: -9")],
     ids=["hangs", "killed"],
 )
-def test_a_process_that_does_not_end_well_spoils_its_own_test_alone(
-    tmp_path, work, patience, told
-):
+def test_a_process_that_does_not_end_well_spoils_its_own_test_alone(tmp_path, work, patience, told):
     for name in ("before", "bad", "after"):
         (tmp_path / name).mkdir()
     _same(tmp_path / "before")
