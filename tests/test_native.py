@@ -67,7 +67,7 @@ def run(code, **options):
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def without_kernels(tmp_path_factory):
     """A folder, and in it `without_kernels`: the package where no compiler was found."""
     root = tmp_path_factory.mktemp("cases")
@@ -76,7 +76,7 @@ def without_kernels(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def answers(without_kernels):
     """What each case answered."""
     root = without_kernels
