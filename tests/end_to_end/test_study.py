@@ -103,7 +103,7 @@ def wanted(seeds, rows):
     return runner.wanted(claims, scope, runner.outcomes(rows))
 
 
-def test_a_killed_study_goes_on_where_it_was_and_a_third_call_runs_nothing(tmp_path):
+def test_a_killed_study_goes_on_where_it_was_and_a_third_call_runs_nothing(tmp_path, monkeypatch):
     out = tmp_path / "out"
     words = (*HELD, "--seeds", "2", "--jobs", "2", "--out", "out")
     with Process(*words, folder=tmp_path) as study:
@@ -124,6 +124,7 @@ def test_a_killed_study_goes_on_where_it_was_and_a_third_call_runs_nothing(tmp_p
     assert rows(out) == len(whole) == again["trials_run"] + again["trials_reused"]
     assert (out / ASIDE).exists()
 
+    monkeypatch.chdir(tmp_path)  # where the network looks for `go`
     options = {"model": users("held"), "data": users("few"), "steps": 2, "seeds": 2}
     third = livella.study(["inference"], **options, out=out, progress=False)
     assert (third.trials_run, third.trials_reused) == (0, len(whole))
