@@ -11,12 +11,14 @@
 namespace livella {
 namespace {
 
-const Kernels& kernels() {
-  static const Kernels* chosen = choose_kernels(std::getenv("LIVELLA_ISA"));
+const InstructionSet& chosen_set() {
+  static const InstructionSet* chosen = choose_instruction_set(std::getenv("LIVELLA_ISA"));
   STD_TORCH_CHECK(chosen != nullptr, "livella: LIVELLA_ISA names no instruction set of this machine; ",
                   "expected avx512, avx2 or portable, as far as the processor has them");
   return *chosen;
 }
+
+const Kernels& kernels(Type type) { return *chosen_set().kernels[static_cast<int>(type)]; }
 
 void run_on_threads(int64_t size, void (*body)(void*, int64_t, int64_t), void* context) {
   torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) {
@@ -133,7 +135,7 @@ std::tuple<Tensor, Tensor> batch_norm(Tensor input, Optional weight, Optional bi
   const bool streams = worth_streaming(output);
   parts.each(threads(), [&](int64_t part, const Threads& threads) {
     double* mean = means + part * numbers;
-    kernels().forward({parts.layout(part), type, act, parts.start(x, part, element),
+    kernels(type).forward({parts.layout(part), act, parts.start(x, part, element),
                        parts.start(r, part, element), parts.start(y, part, element), gamma.data(),
                        beta.data(), mean, variances.data() + part * channels, mean + channels,
                        limited ? &limited->correction : nullptr, eps, training, streams, threads});
@@ -163,7 +165,8 @@ Tensor batch_norm_inference(Tensor input, Tensor mean, Tensor var, Optional weig
   const auto beta = read(bias, input, 0, "bias");
   Tensor output = new_like(input);
   advise_huge_pages(output.mutable_data_ptr(), output.numel() * output.element_size());
-  kernels().forward({layout, type_of(input), act, input.const_data_ptr(),
+  const Type type = type_of(input);
+  kernels(type).forward({layout, act, input.const_data_ptr(),
                      residual ? residual->const_data_ptr() : nullptr, output.mutable_data_ptr(),
                      gamma.data(), beta.data(), mu.data(), variance.data(), variance.data(), nullptr,
                      eps, false, worth_streaming(output), threads()});
@@ -213,7 +216,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     const auto at = [&](auto* memory) { return parts.start(memory, part, element); };
     const double* mean = means + part * 2 * channels;
     double* total = sums ? sum.data() + part * 2 * channels : nullptr;
-    kernels().backward({parts.layout(part), type, act, at(x), at(dy), at(s), at(to), at(dr),
+    kernels(type).backward({parts.layout(part), act, at(x), at(dy), at(s), at(to), at(dr),
                         gamma.data(), beta.data(), mean, mean + channels, total,
                         sums ? total + channels : nullptr, training, streams, threads});
   });
@@ -242,9 +245,9 @@ Tensor contributions(Tensor input, Tensor centre) {
                   "livella: expected a centre of float64 for each channel");
   const int64_t sizes[2] = {12, layout.channels}, strides[2] = {layout.channels, 1};
   Tensor out = new_tensor(2, sizes, strides, aoti_torch_dtype_float64());
-  kernels().contributions({layout, type_of(input), input.const_data_ptr(),
-                           centre.const_data_ptr<double>(), out.mutable_data_ptr<double>(),
-                           threads()});
+  kernels(type_of(input))
+      .contributions({layout, input.const_data_ptr(), centre.const_data_ptr<double>(),
+                      out.mutable_data_ptr<double>(), threads()});
   return out;
 }
 
@@ -252,7 +255,8 @@ void stream(const Tensor& a, const float* b, Tensor& out) {
   STD_TORCH_CHECK(a.is_contiguous() && out.is_contiguous() && a.numel() == out.numel() &&
                       a.scalar_type() == ScalarType::Float && out.scalar_type() == ScalarType::Float,
                   "livella: expected contiguous float32 tensors of one size");
-  kernels().stream({a.const_data_ptr<float>(), b, out.mutable_data_ptr<float>(), a.numel(), threads()});
+  kernels(Type::f32).stream(
+      {a.const_data_ptr<float>(), b, out.mutable_data_ptr<float>(), a.numel(), threads()});
 }
 
 void stream_copy(Tensor a, Tensor out) { stream(a, nullptr, out); }
@@ -263,7 +267,7 @@ void stream_two_to_one(Tensor a, Tensor b, Tensor out) {
   stream(a, b.const_data_ptr<float>(), out);
 }
 
-std::string instruction_set() { return kernels().name; }
+std::string instruction_set() { return chosen_set().name; }
 
 }  // namespace
 }  // namespace livella

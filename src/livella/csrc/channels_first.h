@@ -3,6 +3,9 @@
 // A thread takes a strip of channels, reads it from memory once, and finds it in its cache for the
 // second pass. The sums of a channel are taken in units of some thousand values, each with its own
 // pivot, and the units merged in their order: what comes out depends on the shape alone.
+//
+// The passes are compiled once for a type. What they do to a stretch of memory is a function of each
+// fusion's own, which they are given.
 #pragma once
 
 #include "gradient.h"
@@ -119,9 +122,14 @@ struct Ahead {
   int64_t operator()(int64_t row) const { return row < rows ? elements : 0; }
 };
 
+// Of `count` neighbouring channels in one sample, `length` values from the element `at` onwards.
+template <class A>
+using ForwardChannels = void (*)(const Forward&, int64_t at, int64_t length, int64_t count,
+                                 const Affine<A>* affines, int64_t ahead);
+
 template <class T, Activation fixed, bool residual>
-inline void one_forward(const Forward& job, int64_t at, int64_t length,
-                        const Affine<typename Lanes<T>::Acc>& affine, int64_t ahead = 0) {
+inline void forward_row(const Forward& job, int64_t at, int64_t length,
+                        const Affine<typename Lanes<T>::Acc>& affine, int64_t ahead) {
   using L = Lanes<T>;
   using A = typename L::Acc;
   using V = Vec<A>;
@@ -138,13 +146,19 @@ inline void one_forward(const Forward& job, int64_t at, int64_t length,
 }
 
 template <class T, Activation fixed, bool residual>
-inline void unit_forward(const Forward& job, const Units& units, int64_t unit, int64_t c0,
-                         int64_t c1, const Affine<typename Lanes<T>::Acc>* affines,
-                         const Ahead& ahead) {
+void forward_channels(const Forward& job, int64_t at, int64_t length, int64_t count,
+                      const Affine<typename Lanes<T>::Acc>* affines, int64_t ahead) {
+  for (int64_t c = 0; c < count; c++, at += job.layout.positions)
+    forward_row<T, fixed, residual>(job, at, length, affines[c], ahead);
+}
+
+template <class A>
+inline void unit_forward(const Forward& job, ForwardChannels<A> forward_channels,
+                         const Units& units, int64_t unit, int64_t c0, int64_t c1,
+                         const Affine<A>* affines, const Ahead& ahead) {
   for (int64_t row = units.last_row(unit) - 1; row >= units.first_row(unit); row--)
-    for (int64_t c = c0; c < c1; c++)
-      one_forward<T, fixed, residual>(job, units.at(row, c, unit), units.length(unit),
-                                      affines[c - c0], ahead(row));
+    forward_channels(job, units.at(row, c0, unit), units.length(unit), c1 - c0, affines,
+                     ahead(row));
 }
 
 inline bool few_strips(int64_t strips, const Threads& threads) {
@@ -152,9 +166,8 @@ inline bool few_strips(int64_t strips, const Threads& threads) {
 }
 
 // In evaluation the rows are taken as they lie in memory, whatever their channel.
-template <class T, Activation fixed, bool residual>
-void evaluate(const Forward& job) {
-  using A = typename Lanes<T>::Acc;
+template <class A>
+void evaluate(const Forward& job, ForwardChannels<A> forward_channels) {
   const Layout& layout = job.layout;
   const Units units(layout);
   std::vector<Affine<A>> affines(layout.channels);
@@ -162,19 +175,20 @@ void evaluate(const Forward& job) {
     affines[c] = finish_affine<A>(job, c);
   const int64_t cells = layout.samples * layout.channels * units.pieces;
   parallel(job.threads, layout.size(), cells, [&](int64_t first, int64_t last) {
-    for (int64_t cell = first; cell < last; cell++) {
-      const int64_t row = cell / units.pieces;
-      one_forward<T, fixed, residual>(job, row * layout.positions + units.offset(cell),
-                                      units.length(cell), affines[row % layout.channels]);
+    for (int64_t cell = first, count; cell < last; cell += count) {
+      const int64_t row = cell / units.pieces, c = row % layout.channels;
+      count = units.pieces > 1 ? 1 : std::min(layout.channels - c, last - cell);
+      forward_channels(job, row * layout.positions + units.offset(cell), units.length(cell), count,
+                       &affines[c], 0);
     }
     end_stream();
   });
 }
 
-template <class T, Activation fixed, bool residual>
-void forward(const Forward& job) {
+template <class T>
+void forward(const Forward& job, ForwardChannels<typename Lanes<T>::Acc> forward_channels) {
   using A = typename Lanes<T>::Acc;
-  if (!job.training) return evaluate<T, fixed, residual>(job);
+  if (!job.training) return evaluate<A>(job, forward_channels);
   const Units units(job.layout);
   const int64_t channels = job.layout.channels, size = job.layout.size();
   const int64_t width = strip_width(job.layout, sizeof(T), job.threads);
@@ -206,7 +220,7 @@ void forward(const Forward& job) {
         for (int64_t c = c0; c < c1; c++) affines[c - c0] = finish(c);
         const Ahead ahead(units, width, sizeof(T), strip + 1 < last);
         for (int64_t unit = units.count - 1; unit >= 0; unit--)
-          unit_forward<T, fixed, residual>(job, units, unit, c0, c1, affines, ahead);
+          unit_forward<A>(job, forward_channels, units, unit, c0, c1, affines, ahead);
       }
       end_stream();
     });
@@ -222,16 +236,24 @@ void forward(const Forward& job) {
   parallel(job.threads, size, cells, [&](int64_t first, int64_t last) {
     for (int64_t cell = last - 1; cell >= first; cell--) {
       const int64_t c = cell / units.count;
-      unit_forward<T, fixed, residual>(job, units, cell % units.count, c, c + 1, &affines[c],
-                                       Ahead(units, 1, sizeof(T), false));
+      unit_forward<A>(job, forward_channels, units, cell % units.count, c, c + 1, &affines[c],
+                      Ahead(units, 1, sizeof(T), false));
     }
     end_stream();
   });
 }
 
+template <class A>
+struct BackwardUnit {
+  void (*sum)(const Backward&, const Units&, int64_t unit, int64_t c0, int64_t c1,
+              const Affine<A>* affines, PairOfSums* out);
+  void (*write)(const Backward&, const Units&, int64_t unit, int64_t c0, int64_t c1,
+                const Affine<A>* affines, const Gradient<A>* gradients);
+};
+
 template <class T, class Derivative>
-inline void unit_sums(const Backward& job, const Units& units, int64_t unit, int64_t c0, int64_t c1,
-                      const Affine<typename Lanes<T>::Acc>* affines, PairOfSums* out) {
+void sum_unit(const Backward& job, const Units& units, int64_t unit, int64_t c0, int64_t c1,
+              const Affine<typename Lanes<T>::Acc>* affines, PairOfSums* out) {
   using L = Lanes<T>;
   using A = typename L::Acc;
   using V = Vec<A>;
@@ -258,9 +280,9 @@ inline void unit_sums(const Backward& job, const Units& units, int64_t unit, int
 }
 
 template <class T, class Derivative>
-inline void unit_backward(const Backward& job, const Units& units, int64_t unit, int64_t c0,
-                          int64_t c1, const Affine<typename Lanes<T>::Acc>* affines,
-                          const Gradient<typename Lanes<T>::Acc>* gradients) {
+void write_unit(const Backward& job, const Units& units, int64_t unit, int64_t c0, int64_t c1,
+                const Affine<typename Lanes<T>::Acc>* affines,
+                const Gradient<typename Lanes<T>::Acc>* gradients) {
   using A = typename Lanes<T>::Acc;
   using V = Vec<A>;
   for (int64_t row = units.last_row(unit) - 1; row >= units.first_row(unit); row--)
@@ -280,8 +302,8 @@ inline void unit_backward(const Backward& job, const Units& units, int64_t unit,
     }
 }
 
-template <class T, class Derivative>
-void backward(const Backward& job) {
+template <class T>
+void backward(const Backward& job, BackwardUnit<typename Lanes<T>::Acc> of_unit) {
   using A = typename Lanes<T>::Acc;
   const Units units(job.layout);
   const int64_t channels = job.layout.channels, size = job.layout.size();
@@ -294,8 +316,7 @@ void backward(const Backward& job) {
     return Affine<A>(job.mean[c], job.inverse[c], job.weight[c], job.bias[c]);
   };
   auto measure = [&](int64_t unit, int64_t c0, int64_t c1, const Affine<A>* affines) {
-    unit_sums<T, Derivative>(job, units, unit, c0, c1, affines,
-                             parts.get() + c0 * units.count + unit);
+    of_unit.sum(job, units, unit, c0, c1, affines, parts.get() + c0 * units.count + unit);
   };
   auto finish = [&](int64_t c) {
     PairOfSums whole{0, 0};
@@ -322,7 +343,7 @@ void backward(const Backward& job) {
         for (int64_t c = c0; c < c1; c++) gradients[c - c0] = finish(c);
         if (job.dx)
           for (int64_t unit = units.count - 1; unit >= 0; unit--)
-            unit_backward<T, Derivative>(job, units, unit, c0, c1, affines, gradients);
+            of_unit.write(job, units, unit, c0, c1, affines, gradients);
       }
       end_stream();
     });
@@ -344,8 +365,7 @@ void backward(const Backward& job) {
     parallel(job.threads, size, cells, [&](int64_t first, int64_t last) {
       for (int64_t cell = last - 1; cell >= first; cell--) {
         const int64_t c = cell / units.count;
-        unit_backward<T, Derivative>(job, units, cell % units.count, c, c + 1, &affines[c],
-                                &gradients[c]);
+        of_unit.write(job, units, cell % units.count, c, c + 1, &affines[c], &gradients[c]);
       }
       end_stream();
     });

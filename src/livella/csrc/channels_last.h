@@ -116,8 +116,8 @@ inline double merge_all(const T* x, const Table& table, Records& records) {
   return all;
 }
 
-template <class T, Activation fixed, bool residual>
-void forward(const Forward& job) {
+template <class T>
+void forward(const Forward& job, ForwardRows<typename Lanes<T>::Acc> forward_rows) {
   using A = typename Lanes<T>::Acc;
   const T* x = static_cast<const T*>(job.x);
   const Table table(job.layout, kWidth<A>);
@@ -147,15 +147,15 @@ void forward(const Forward& job) {
   affines.repeat(table.channels, table.width);
   parallel(job.threads, size, table.panels, [&](int64_t first, int64_t last) {
     for (int64_t p = last - 1; p >= first; p--) {
-      forward_rows<T, fixed, residual>(job, table.end(p), affines);
-      forward_rows<T, fixed, residual>(job, table.part(p), affines);
+      forward_rows(job, table.end(p), affines);
+      forward_rows(job, table.part(p), affines);
     }
     end_stream();
   });
 }
 
-template <class T, class Derivative>
-void backward(const Backward& job) {
+template <class T>
+void backward(const Backward& job, BackwardRows<typename Lanes<T>::Acc> of_rows) {
   using A = typename Lanes<T>::Acc;
   const Table table(job.layout, kWidth<A>);
   const int64_t channels = table.channels, size = job.layout.size();
@@ -171,7 +171,7 @@ void backward(const Backward& job) {
       Triple<A> sums(table.width);
       for (int64_t p = first; p < last; p++) {
         auto add = [&](const Rows& rows) {
-          sum_gradients<T, Derivative>(job, rows, affines, sums);
+          of_rows.sum(job, rows, affines, sums);
           for (int64_t c = 0; c < rows.width; c++) {
             records.first(p)[c] += sums.b[c];
             records.second(p)[c] += sums.c[c];
@@ -193,8 +193,8 @@ void backward(const Backward& job) {
   gradients.repeat(channels, table.width);
   parallel(job.threads, size, table.panels, [&](int64_t first, int64_t last) {
     for (int64_t p = last - 1; p >= first; p--) {
-      backward_rows<T, Derivative>(job, table.end(p), affines, gradients);
-      backward_rows<T, Derivative>(job, table.part(p), affines, gradients);
+      of_rows.write(job, table.end(p), affines, gradients);
+      of_rows.write(job, table.part(p), affines, gradients);
     }
     end_stream();
   });

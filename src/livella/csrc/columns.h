@@ -1,4 +1,5 @@
-// Passes over rows of many columns, where a column holds values of one channel only.
+// Passes over rows of many columns, where a column holds values of one channel only. Those of a
+// fusion are given as functions to what goes through a batch, which is compiled once for a type.
 //
 // Sums run down the columns, in arrays that stay in the first cache; a few rows are taken together,
 // so that each sum is fetched and put back once for all of them.
@@ -111,9 +112,12 @@ struct Affines : Triple<A> {
   }
 };
 
+template <class A>
+using ForwardRows = void (*)(const Forward&, const Rows&, const Affines<A>&);
+
 template <class T, Activation fixed, bool residual>
-inline void forward_rows(const Forward& job, const Rows& rows,
-                         const Affines<typename Lanes<T>::Acc>& affines) {
+void forward_rows(const Forward& job, const Rows& rows,
+                  const Affines<typename Lanes<T>::Acc>& affines) {
   using L = Lanes<T>;
   using A = typename L::Acc;
   using P = Lanes<A>;
@@ -146,11 +150,17 @@ inline void aim(Derivative& derivative, Arrays<typename Lanes<T>::Acc> affines, 
   }
 }
 
+template <class A>
+struct BackwardRows {
+  void (*sum)(const Backward&, const Rows&, const Affines<A>& affines, Triple<A>& sums);
+  void (*write)(const Backward&, const Rows&, const Affines<A>& affines,
+                const Affines<A>& gradients);
+};
+
 // sums.b = Σdz and sums.c = Σdz·(x − mean), down each column.
 template <class T, class Derivative>
-inline void sum_gradients(const Backward& job, const Rows& rows,
-                          const Affines<typename Lanes<T>::Acc>& affines,
-                          Triple<typename Lanes<T>::Acc>& sums) {
+void sum_rows(const Backward& job, const Rows& rows, const Affines<typename Lanes<T>::Acc>& affines,
+              Triple<typename Lanes<T>::Acc>& sums) {
   using L = Lanes<T>;
   using A = typename L::Acc;
   using P = Lanes<A>;
@@ -176,9 +186,9 @@ inline void sum_gradients(const Backward& job, const Rows& rows,
 }
 
 template <class T, class Derivative>
-inline void backward_rows(const Backward& job, const Rows& rows,
-                          const Affines<typename Lanes<T>::Acc>& affines,
-                          const Affines<typename Lanes<T>::Acc>& gradients) {
+void write_rows(const Backward& job, const Rows& rows,
+                const Affines<typename Lanes<T>::Acc>& affines,
+                const Affines<typename Lanes<T>::Acc>& gradients) {
   using A = typename Lanes<T>::Acc;
   using P = Lanes<A>;
   const Arrays<A> by = affines.arrays(), of = gradients.arrays();

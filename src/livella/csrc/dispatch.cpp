@@ -5,9 +5,14 @@
 
 namespace livella {
 
-extern const Kernels portable_kernels;
+#define LIVELLA_TABLES(isa)                                          \
+  extern const Kernels isa##_f32, isa##_f64, isa##_bf16, isa##_f16; \
+  static const InstructionSet isa = {#isa, {&isa##_f32, &isa##_f64, &isa##_bf16, &isa##_f16}};
+
+LIVELLA_TABLES(portable)
 #ifdef LIVELLA_X86
-extern const Kernels avx2_kernels, avx512_kernels;
+LIVELLA_TABLES(avx2)
+LIVELLA_TABLES(avx512)
 
 static bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -19,13 +24,13 @@ static bool has_avx512() {
 }
 #endif
 
-const Kernels* choose_kernels(const char* wanted) {
+const InstructionSet* choose_instruction_set(const char* wanted) {
   const bool any = wanted == nullptr || *wanted == '\0';
 #ifdef LIVELLA_X86
-  if ((any || !std::strcmp(wanted, "avx512")) && has_avx512()) return &avx512_kernels;
-  if ((any || !std::strcmp(wanted, "avx2")) && has_avx2()) return &avx2_kernels;
+  if ((any || !std::strcmp(wanted, "avx512")) && has_avx512()) return &avx512;
+  if ((any || !std::strcmp(wanted, "avx2")) && has_avx2()) return &avx2;
 #endif
-  if (any || !std::strcmp(wanted, "portable")) return &portable_kernels;
+  if (any || !std::strcmp(wanted, "portable")) return &portable;
   return nullptr;
 }
 

@@ -6,14 +6,9 @@
 namespace livella {
 namespace LIVELLA_ISA {
 
-// What the derivative of the activation is told by: nothing, x, the saved y, or x and the residual.
-enum class Source { none, input, output, residual };
-
-inline Source source_of(const Backward& job) {
-  if (job.activation == Activation::none) return Source::none;
-  if (job.saved == nullptr) return Source::input;
-  return told_by_output(job.activation) ? Source::output : Source::residual;
-}
+// What the derivative of the activation is told by: nothing, x, the saved y; or what was saved, be it
+// y or, with x, the residual, which is asked inside of the loop, where its arithmetic hides that.
+enum class Source { none, input, output, saved };
 
 // x − mean and dz from the element `at` onwards, of one channel or of neighbouring ones.
 template <class T, Activation fixed, Source source>
@@ -22,19 +17,21 @@ struct Derivative {
   using A = typename L::Acc;
   using V = Vec<A>;
 
-  static constexpr bool reads_saved = source == Source::output || source == Source::residual;
+  static constexpr bool reads_saved = source == Source::output || source == Source::saved;
   static constexpr bool told = source != Source::none;  // by anything: there is an activation
-  static constexpr bool reads_input = source == Source::input || source == Source::residual;
+  static constexpr bool reads_input = source == Source::input || source == Source::saved;
 
   const T *x, *dy, *saved;
   Activation activation;
+  bool saved_output;
   V mean, scale, shift;
 
   Derivative(const Backward& job, int64_t at)
       : x(static_cast<const T*>(job.x) + at),
         dy(static_cast<const T*>(job.dy) + at),
         saved(reads_saved ? static_cast<const T*>(job.saved) + at : nullptr),
-        activation(job.activation) {}
+        activation(job.activation),
+        saved_output(told_by_output(job.activation)) {}
 
   Derivative(const Backward& job, int64_t at, const Affine<A>& affine) : Derivative(job, at) {
     mean = splat(affine.mean), scale = splat(affine.scale), shift = splat(affine.shift);
@@ -56,11 +53,11 @@ struct Derivative {
     const V grad = L::load(dy + i, extent);
     if constexpr (source == Source::none) return grad;
     V z;
-    if constexpr (source == Source::output) {
+    if (source == Source::output || (source == Source::saved && saved_output)) {
       z = L::load(saved + i, extent);
     } else {
       z = centred * scale + shift;
-      if constexpr (source == Source::residual) z += L::load(saved + i, extent);
+      if constexpr (source == Source::saved) z += L::load(saved + i, extent);
     }
     return differentiate<fixed, A>(activation, z, grad);
   }

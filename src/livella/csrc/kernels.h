@@ -1,4 +1,4 @@
-// What the kernels offer: one table of functions for each instruction set. Nothing here knows torch.
+// What the kernels offer: one table of functions for each instruction set and type. Nothing here knows torch.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,6 @@ struct Correction {
 // y = act((x − μ)·σ⁻¹·γ + β + r). Per-channel arrays are double, whatever the type of x.
 struct Forward {
   Layout layout;
-  Type type;
   Activation activation;
   const void* x;
   const void* residual;  // may be null
@@ -57,7 +56,6 @@ struct Forward {
 // for the activations whose sign survives in y, the residual for the others, else null.
 struct Backward {
   Layout layout;
-  Type type;
   Activation activation;
   const void* x;
   const void* dy;
@@ -79,7 +77,6 @@ struct Backward {
 // has k values, which from a centre r sum up to s = Σ(x − r) and q = Σ(x − r)².
 struct Contributions {
   Layout layout;
-  Type type;
   const void* x;
   const double* centre;
   double* out;  // [12][channels]: Σk, mean, M₂; the means of k, s, q over the samples; the products
@@ -89,21 +86,25 @@ struct Contributions {
 
 // Bytes written without reading them first: what memory allows, to measure the others against.
 struct Stream {
-  const float *a, *b;  // b may be null: a copy
-  float* out;
+  const void *a, *b;  // b may be null: a copy
+  void* out;
   int64_t size;
   Threads threads;
 };
 
 struct Kernels {
-  const char* name;
   void (*forward)(const Forward&);
   void (*backward)(const Backward&);
   void (*contributions)(const Contributions&);
   void (*stream)(const Stream&);
 };
 
-// The table for this processor, or the one that LIVELLA_ISA names; null where it cannot run here.
-const Kernels* choose_kernels(const char* wanted);
+struct InstructionSet {
+  const char* name;
+  const Kernels* kernels[4];  // by Type
+};
+
+// The one for this processor, or that which LIVELLA_ISA names; null where it cannot run here.
+const InstructionSet* choose_instruction_set(const char* wanted);
 
 }  // namespace livella

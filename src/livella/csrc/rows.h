@@ -33,11 +33,6 @@ LIVELLA_INLINE void map(const std::array<T*, n>& y, int64_t size, bool stream, F
     const Values<T, n> values = value(i, extent);
     for (int k = 0; k < n; k++) L::store(y[k] + i, values.of[k], extent);
   };
-  const auto ends = [&](int64_t until) LIVELLA_INLINED {
-    for (; i + W <= until; i += W) store(whole);
-    if (i < until) store(Part{static_cast<int>(until - i)});
-    i = until;
-  };
   const auto next = [&]() LIVELLA_INLINED {
     if constexpr (!L::paired) return value(i, whole);
     else {
@@ -51,19 +46,25 @@ LIVELLA_INLINE void map(const std::array<T*, n>& y, int64_t size, bool stream, F
   };
   const int64_t head = to_alignment(y[0], step);
   for (int k = 1; k < n; k++) stream = stream && to_alignment(y[k], step) == head;
-  if (stream) {
-    ends(std::min(head, size));
-    for (; i + step <= size; i += step) {
-      const Values<T, n> values = next();
-      for (int k = 0; k < n; k++) L::stream(y[k] + i, values.of[k]);
+  // Both ends go through one piece of code: where there is a head it takes a round of its own.
+  for (bool at_head = stream && head > 0;; at_head = false) {
+    if (!at_head && stream) {
+      for (; i + step <= size; i += step) {
+        const Values<T, n> values = next();
+        for (int k = 0; k < n; k++) L::stream(y[k] + i, values.of[k]);
+      }
+    } else if (!at_head) {
+      for (; i + step <= size; i += step) {
+        const Values<T, n> values = next();
+        for (int k = 0; k < n; k++) L::put(y[k] + i, values.of[k]);
+      }
     }
-  } else {
-    for (; i + step <= size; i += step) {
-      const Values<T, n> values = next();
-      for (int k = 0; k < n; k++) L::put(y[k] + i, values.of[k]);
-    }
+    const int64_t end = at_head ? std::min(head, size) : size;
+    for (; i + W <= end; i += W) store(whole);
+    if (i < end) store(Part{static_cast<int>(end - i)});
+    i = end;
+    if (i == size) return;
   }
-  ends(size);
 }
 
 template <class T, bool in_order = false, class F>

@@ -66,8 +66,8 @@ inline void find_pivots(const T* x, const Strip& strip, const Rows& rows,
   });
 }
 
-template <class T, Activation fixed, bool residual>
-void forward(const Forward& job) {
+template <class T>
+void forward(const Forward& job, ForwardRows<typename Lanes<T>::Acc> forward_rows) {
   using A = typename Lanes<T>::Acc;
   const T* x = static_cast<const T*>(job.x);
   const int64_t width = strip_width(job.layout, sizeof(T), job.threads);
@@ -97,14 +97,14 @@ void forward(const Forward& job) {
         const Affine<A> affine = finish_affine<A>(job, c);
         for (int64_t k = from; k < to; k++) affines.set(k, affine);
       });
-      forward_rows<T, fixed, residual>(job, strip.rows, affines);
+      forward_rows(job, strip.rows, affines);
     }
     end_stream();
   });
 }
 
-template <class T, class Derivative>
-void backward(const Backward& job) {
+template <class T>
+void backward(const Backward& job, BackwardRows<typename Lanes<T>::Acc> of_rows) {
   using A = typename Lanes<T>::Acc;
   const int64_t width = strip_width(job.layout, 2 * sizeof(T), job.threads);
   const int64_t strips = ceil_div(job.layout.channels, width);
@@ -122,7 +122,7 @@ void backward(const Backward& job) {
       });
       if (sums_wanted)
         blocks(strip.rows, [&](const Rows& rows) {
-          sum_gradients<T, Derivative>(job, rows, affines, sums);
+          of_rows.sum(job, rows, affines, sums);
           strip.each([&](int64_t c, int64_t from, int64_t to) {
             wholes[c - strip.first].dz += total(sums.b, from, to);
             wholes[c - strip.first].dzx += total(sums.c, from, to);
@@ -132,7 +132,7 @@ void backward(const Backward& job) {
         const Gradient<A> gradient = finish_gradient<A>(job, c, wholes[c - strip.first]);
         for (int64_t k = from; k < to; k++) gradients.set(k, gradient);
       });
-      if (job.dx) backward_rows<T, Derivative>(job, strip.rows, affines, gradients);
+      if (job.dx) of_rows.write(job, strip.rows, affines, gradients);
     }
     end_stream();
   });

@@ -22,6 +22,9 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 
+// The element types, by the names in `Type`.
+using f32 = float;
+using f64 = double;
 struct bf16 {
   uint16_t bits;
 };

@@ -1,2 +1,0 @@
-#define LIVELLA_ISA avx2
-#include "variant.h"

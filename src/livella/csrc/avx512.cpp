@@ -1,2 +1,0 @@
-#define LIVELLA_ISA avx512
-#include "variant.h"

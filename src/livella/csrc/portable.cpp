@@ -1,2 +1,0 @@
-#define LIVELLA_ISA portable
-#include "variant.h"
