@@ -2,15 +2,25 @@
 
 All else about the package stands in pyproject.toml. The library holds no Python and is built on
 LibTorch's stable ABI: one build serves every Python, and every torch from 2.10 on.
+
+What was compiled is kept for the next build, wherever that is done: `LIVELLA_CACHE` names the
+folder, in place of ~/.cache/livella; where it is empty nothing is kept. `LIVELLA_CXXFLAGS` and
+`LIVELLA_LDFLAGS` add to the flags.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import shutil
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -20,15 +30,14 @@ from setuptools.errors import CompileError
 SOURCES = Path("src/livella/csrc")
 X86 = platform.machine().lower() in {"x86_64", "amd64"} and sys.maxsize > 2**32
 
-# The portable variant comes first: where the linker finds one inline function in several objects it
-# takes the first, and that one must run on every processor.
-VARIANTS: dict[str, list[str]] = {"portable": []}
+INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
 if X86:
-    VARIANTS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
-    VARIANTS["avx512"] = [
-        *VARIANTS["avx2"],
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    INSTRUCTION_SETS["avx512"] = [
+        *INSTRUCTION_SETS["avx2"],
         *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq")),
     ]
+TYPES = ("f32", "f64", "bf16", "f16")
 
 FLAGS = [
     "-std=c++20",
@@ -40,15 +49,102 @@ FLAGS = [
     "-fno-trapping-math",
     "-g0",
     "-Wno-psabi",
-    "-Wno-maybe-uninitialized",  # GCC's own headers of intrinsics
+    "-Wno-uninitialized",  # GCC's own headers of intrinsics
+    "-Wno-maybe-uninitialized",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
     *(["-DLIVELLA_X86"] if X86 else []),
-    *os.environ.get("LIVELLA_CXXFLAGS", "").split(),
 ]
+DAYS_KEPT = 30
+"""How long an object is kept that no build asks for."""
+
+
+class Unit(NamedTuple):
+    """What is compiled by itself: a source, with flags of its own."""
+
+    name: str
+    source: Path
+    flags: list[str]
+
+
+def units() -> list[Unit]:
+    """Give all of them, in the order to link.
+
+    Where the linker finds one inline function in several objects it takes the first, and that one
+    must run on every processor: so the units without flags for an instruction set come first.
+    """
+    plain = [Unit(name, SOURCES / f"{name}.cpp", []) for name in ("bindings", "memory", "dispatch")]
+    variants = [
+        Unit(
+            f"{name}_{kind}",
+            SOURCES / "variant.cpp",
+            [*flags, f"-DLIVELLA_ISA={name}", f"-DLIVELLA_TYPE={kind}"],
+        )
+        for name, flags in INSTRUCTION_SETS.items()
+        for kind in TYPES
+    ]
+    return [*plain, *variants]
+
+
+def processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Cache:
+    """Objects of earlier builds, each by a digest of all that it was compiled from.
+
+    What cannot be read or written here is compiled as if nothing had been kept.
+    """
+
+    def __init__(self) -> None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        named = os.environ.get("LIVELLA_CACHE", str(Path(home, "livella")))
+        self.folder = Path(named) if named else None
+
+    def fetch(self, digest: str, to: Path) -> bool:
+        """Copy the object to `to`; says whether there is one."""
+        if self.folder is None:
+            return False
+        kept = self._kept(self.folder, digest)
+        try:
+            shutil.copyfile(kept, to)
+            kept.touch()
+        except OSError:
+            return False
+        return True
+
+    def keep(self, digest: str, built: Path) -> None:
+        """Take an object in: whole, whoever else does the same now."""
+        if self.folder is None:
+            return
+        kept = self._kept(self.folder, digest)
+        beside = kept.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(built, beside)
+                beside.replace(kept)
+            finally:
+                beside.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what no build has asked for in a long time."""
+        if self.folder is None:
+            return
+        for kept in self.folder.glob(self._kept(Path(), "*").name):
+            with suppress(OSError):
+                if kept.stat().st_mtime < time.time() - DAYS_KEPT * 24 * 3600:
+                    kept.unlink()
+
+    @staticmethod
+    def _kept(folder: Path, digest: str) -> Path:
+        return folder / f"livella-{digest}.o"
 
 
 class BuildKernels(build_ext):
-    """Compiles each variant with flags of its own, and links them."""
+    """Compiles each unit with flags of its own, and links them."""
 
     built = False
 
@@ -56,37 +152,56 @@ class BuildKernels(build_ext):
         """Build the one library; where that cannot be, the package is installed without it."""
         if self.compiler.compiler_type == "msvc":
             raise CompileError("livella's kernels need the vector extensions of g++ or clang++")
-        try:
-            from torch.utils import cpp_extension
-        except ImportError as error:
+        torch = find_spec("torch")
+        if torch is None or torch.origin is None:
             raise CompileError(
                 "livella's kernels are built against an installed torch: install torch first, "
                 "then livella with pip's --no-build-isolation"
-            ) from error
-        include = cpp_extension.include_paths()
-        sources = {f"{SOURCES}/{name}.cpp": flags for name, flags in VARIANTS.items()}
-        sources |= {f"{SOURCES}/{name}.cpp": [] for name in ("dispatch", "memory", "bindings")}
-
-        def compile_one(source: str) -> list[str]:
-            return self.compiler.compile(
-                [source],
-                output_dir=self.build_temp,
-                include_dirs=include,
-                extra_postargs=[*FLAGS, *sources[source]],
-                depends=[str(path) for path in SOURCES.glob("*.h")],
             )
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = [built for each in pool.map(compile_one, sources) for built in each]
+        home, cache = Path(torch.origin).parent, Cache()
+        with ThreadPoolExecutor(processors()) as pool:
+            objects = list(pool.map(lambda unit: self.compile(unit, home, cache), units()))
+        cache.sweep()
         self.compiler.link_shared_object(
             objects,
             self.get_ext_fullpath(ext.name),
-            library_dirs=cpp_extension.library_paths(),
+            library_dirs=[str(home / "lib")],
             libraries=["torch_cpu"],
             extra_postargs=os.environ.get("LIVELLA_LDFLAGS", "-Wl,-s").split(),
             target_lang="c++",
         )
         self.built = True
+
+    def compile(self, unit: Unit, torch: Path, cache: Cache) -> str:
+        """Compile a unit, unless what was kept came of the same.
+
+        The same is: the command, and the text that the compiler makes of the source and of all that
+        it includes, with every macro: these tell the compiler, its version and the processor's
+        instructions too. Where torch's headers lie does not matter.
+        """
+        flags = [*FLAGS, *unit.flags, *os.environ.get("LIVELLA_CXXFLAGS", "").split()]
+
+        def run(folder: str, *more: str) -> str:
+            [made] = self.compiler.compile(
+                [str(unit.source)],
+                output_dir=str(Path(self.build_temp, unit.name, folder)),
+                include_dirs=[str(torch / "include")],
+                extra_postargs=[*flags, *more],
+            )
+            return made
+
+        def digest() -> str:
+            text = Path(run("text", "-E", "-P", "-dD")).read_bytes()
+            command = "\0".join([*self.compiler.compiler_so_cxx, *flags])
+            return hashlib.sha256(command.encode() + text).hexdigest()
+
+        made_from = digest()
+        built = Path(self.build_temp, unit.name, "object.o")
+        if not cache.fetch(made_from, built):
+            Path(run("object")).replace(built)
+            if digest() == made_from:  # nobody edited it meanwhile
+                cache.keep(made_from, built)
+        return str(built)
 
     def get_ext_filename(self, fullname: str) -> str:
         """Name the library without a Python's tag: it is for all of them."""
@@ -102,7 +217,8 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2] if built else "any"
 
 
-setup(
-    ext_modules=[Extension("livella._kernels", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("livella._kernels", sources=[], optional=True)],
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+    )
