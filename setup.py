@@ -186,7 +186,7 @@ class BuildKernels(build_ext):
                 [str(unit.source)],
                 output_dir=str(Path(self.build_temp, unit.name, folder)),
                 include_dirs=[str(torch / "include")],
-                extra_postargs=[*flags, *more],
+                extra_postargs=[f"-fmacro-prefix-map={torch}=torch", *flags, *more],
             )
             return made
 
