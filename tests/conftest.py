@@ -23,6 +23,7 @@ settings.register_profile(
 settings.load_profile("livella")
 
 torch.set_num_threads(1)
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no processes beside the tests' own
 
 # Without kernels the suite is meant to run on the reference path: said here, or every process that
 # a test starts would tell of it.
@@ -40,3 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
         config.add_cleanup(compiled.cleanup)
         config.add_cleanup(lambda: os.environ.pop("TORCHINDUCTOR_CACHE_DIR"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Draw the same in each test, whichever ran before it."""
+    torch.manual_seed(0)

@@ -14,6 +14,7 @@ import livella
 from livella import native
 
 PACKAGE = Path(livella.__file__).parent
+BUILT = (PACKAGE / "_kernels.so").exists()
 WORKS = """
 import torch, livella.functional
 from livella import native
@@ -99,11 +100,10 @@ def test_the_path_of_this_process_is_one_of_two():
 
 
 def test_a_process_without_settings_takes_the_kernels_where_they_are():
-    built = (PACKAGE / "_kernels.so").exists()
     found = run(WORKS)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.startswith("native (" if built else "reference (")
-    assert len(found.stderr.splitlines()) == (not built)
+    assert found.stdout.startswith("native (" if BUILT else "reference (")
+    assert len(found.stderr.splitlines()) == (not BUILT)
 
 
 def test_the_reference_can_be_asked_for(answers):
@@ -120,7 +120,7 @@ def test_an_unknown_mode_is_refused(answers):
         assert part in found.err
 
 
-needs_kernels = pytest.mark.skipif(not native.loaded, reason="the kernels are not loaded here")
+needs_kernels = pytest.mark.skipif(not BUILT, reason="the kernels were not built")
 
 
 @needs_kernels

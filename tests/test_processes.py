@@ -49,9 +49,10 @@ def test_a_process_that_does_not_end_well_spoils_its_own_test_alone(tmp_path, wo
     for name in ("before", "bad", "after"):
         (tmp_path / name).mkdir()
     _same(tmp_path / "before")
+    others = set(multiprocessing.active_children())  # of other tests, which keep theirs
     with pytest.raises(RuntimeError, match=told):
         in_processes(work, 2, tmp_path / "bad", patience)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= others
     _same(tmp_path / "after")
 
 
