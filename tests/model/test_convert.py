@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -547,3 +548,114 @@ def test_names_in_an_optimizer_follow_and_lbfgs_is_refused():
 def test_new_parameters_are_told():
     with pytest.warns(UserWarning, match=r"new parameters: 1\.alpha, 4\.alpha"):
         livella.convert(network(), "dynamic_tanh")
+
+
+# What only some conversions meet
+
+
+@pytest.mark.parametrize("read", range(1, 10))
+def test_a_failure_at_any_read_leaves_the_model_as_it_was(read):
+    class Loader:
+        reads = 0
+
+        def __iter__(self):
+            self.reads += 1
+            if self.reads == read:
+                raise OSError
+            yield images(8)
+
+    model, loader = network(), Loader()
+    before = whole(model)
+    try:
+        convert(model, "group", calibrate=loader).revert()
+    except OSError:
+        assert loader.reads == read
+    else:
+        assert loader.reads < read
+    assert_same(before, model)
+
+
+def test_data_without_positions_tell_the_class_of_the_layer():
+    model = nn.Sequential(nn.Linear(4, 8), nn.GroupNorm(2, 8))
+    convert(model, "batch", calibrate=[torch.randn(32, 4)])
+    assert type(model[1]) is livella.nn.BatchNorm1d
+
+
+@pytest.mark.parametrize("kind", ["rms", "dynamic_tanh"])
+def test_an_optimizer_that_was_told_needs_no_warning(kind):
+    model = network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        livella.convert(model, kind, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_group_norms_of_one_group_are_layer_norms():
+    model = nn.Sequential(nn.GroupNorm(1, 8), nn.GroupNorm(2, 8))
+    assert list(convert(model, "layer").layers) == ["1"]
+    assert [layer.num_groups for layer in model] == [1, 1]
+
+
+def test_the_networks_own_activation_stays_behind_filter_response_norms():
+    model = network()
+    convert(model, "filter_response")
+    assert model[1].threshold is None
+    assert (model[:2](images(4)) < 0).any()
+
+
+def test_a_fit_that_makes_the_output_worse_is_taken_back(monkeypatch):
+    def spoil(layer, pair):
+        with torch.no_grad():
+            layer.weight.fill_(100)
+
+    monkeypatch.setattr("livella.model.calibrate._fit_line", spoil)
+    model = network()
+    gamma = model[1].weight.clone()
+    first, last = convert(model, "group", calibrate=[images(16)]).change
+    assert first == last
+    assert torch.equal(model[1].weight, gamma)
+
+
+def test_what_is_fitted_lies_before_the_activation():
+    model, x = nn.Sequential(livella.nn.BatchNorm2d(3, activation="relu")).eval(), images(16)
+    with torch.no_grad():
+        model[0].running_mean.fill_(0.5)
+        model[0].running_var.fill_(2.0)
+        wanted = model(x)
+    conversion = convert(model, "moving_average", calibrate=[x])
+    assert conversion.layers["0"].unexplained[1] < 1e-10
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_without_a_bias_the_fit_goes_through_the_origin():
+    model, x = nn.Sequential(nn.BatchNorm2d(3)).eval(), images(16)
+    with torch.no_grad():
+        model[0].running_mean.fill_(0.5)
+        y = model(x).double()
+    convert(model, "rms", calibrate=[x])
+    with torch.no_grad():
+        h = (model(x) / model[0].weight.view(3, 1, 1)).double()
+    expected = (h * y).sum((0, 2, 3)) / h.square().sum((0, 2, 3))
+    torch.testing.assert_close(model[0].weight.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_of_each_length_have_a_spread_of_their_own():
+    model = Lengths().eval()
+    data = [torch.randn(4, 3, length) * length for length in (10, 12, 5)]
+    with torch.no_grad():
+        wanted = [model(x).double() for x in data]
+        changed = copy.deepcopy(model)
+        convert(changed, "group")
+        squares = sum((changed(x) - z).square().sum() for x, z in zip(data, wanted, strict=True))
+    spread = sum((z - z.mean((0, 2), keepdim=True)).square().sum() for z in wanted)
+    found = convert(model, "group", calibrate=data).change[0]
+    assert found == pytest.approx(float(squares / spread), rel=1e-5)
+
+
+def test_buffers_that_are_not_saved_stay_so_in_another_kind():
+    model = livella.set_update_policy(nn.Sequential(livella.nn.BatchNorm2d(4)), "guarded")
+    keys = list(model.state_dict())
+    for kind in ("ghost", "group", "batch"):
+        convert(model, kind)
+        assert "0.skipped_batches" not in model.state_dict()
+    assert list(model.state_dict()) == keys
+    assert int(model[0].skipped_batches) == 0

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import warnings
 from typing import NamedTuple
 
 import pytest
@@ -11,8 +12,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.optim.swa_utils import update_bn as torch_update_bn
 
 import livella
+from livella.model.measure import Record
+from livella.model.passes import Estimator
 from livella.model.population import estimate_population, update_bn
+from livella.model.progress import Bar
 from livella.model.sites import looks_on
+from livella.moments import Moments
 from tests.model.populations import MEASURED, data, estimate, furthest, hard, truth
 from tests.model.zoo import ZOO
 from tests.processes import in_processes
@@ -492,3 +497,114 @@ def test_print_says_how_far_off_the_averages_are():
     text = str(estimate(hard(), list(data().split(100))))
     assert "sequential, 5 passes over the data" in text
     assert "not measured: frozen (frozen)" in text
+
+
+# What only some data and models show
+
+
+def test_an_empty_batch_changes_nothing():
+    x, model = data(101), hard()
+    found = estimate(model, [x[:50], x[:0], x[50:]])
+    wanted = estimate(model, [x[:50], x[50:]])
+    for name in MEASURED:
+        assert torch.equal(found.layers[name].variance, wanted.layers[name].variance)
+
+
+def test_a_record_of_nothing_takes_over_the_scatter_of_another():
+    full = Record(Moments.empty(3))
+    full.add(torch.randn(9, 3), None)
+    full.settle()
+    for merged in (Record(Moments.empty(3)).merge(full), full.merge(Record(Moments.empty(3)))):
+        assert merged.scatter is full.scatter
+        assert int(merged.moments.count) == 9
+
+
+class TwoMasked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (livella.nn.BatchNorm1d(3).double() for _ in range(2))
+
+    def forward(self, x, mask):
+        return self.second(self.first(x, mask=mask), mask=mask)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_in_a_single_pass_a_lone_value_is_normalized_by_what_was_measured_so_far(length):
+    x = 3 * torch.randn(30, 3, length, generator=torch.Generator().manual_seed(0)).double() + 1
+    mask = torch.ones(30, length, dtype=torch.bool)
+    lone = 5 + x[:1]
+    batches = [(x, mask), (lone, torch.arange(length)[None] < 1)]
+    if length == 1:
+        batches = [(part, None) for part, _ in batches]
+    found = estimate_population(TwoMasked(), batches, method="single_pass").layers["second"]
+    values = x.movedim(1, 0).flatten(1)
+    every = torch.cat([values, lone[:, :, 0].T], 1)
+    ends = (lone[:, :, 0].T - every.mean(1, keepdim=True)) / (
+        every.var(1, keepdim=True) + 1e-5
+    ).sqrt()
+    batch = values - values.mean(1, keepdim=True)
+    batch = batch / (values.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(found.mean, torch.cat([batch, ends], 1).mean(1))
+    torch.testing.assert_close(found.variance, torch.cat([batch, ends], 1).var(1))
+
+
+def test_a_layer_set_to_its_batches_is_measured_as_in_use():
+    def two():
+        return nn.Sequential(livella.nn.BatchNorm1d(5), nn.BatchNorm1d(5))
+
+    x = torch.randn(101, 5, generator=torch.Generator().manual_seed(0)).sort(0).values
+    model = two()
+    model[0].normalize_by = "batch"
+    found = estimate_population(model, x.split(25)).layers["1"]
+    wanted = estimate_population(two(), x.split(25)).layers["1"]
+    assert torch.equal(found.variance, wanted.variance)
+    assert model[0].normalize_by == "batch"
+
+
+def test_averages_of_low_precision_do_not_hold_a_batch():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)).half()
+    x = 500 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).half()
+    found = estimate_population(model, [x], method="single_pass").layers["1"]
+    torch.testing.assert_close(found.variance, torch.ones(2).double(), rtol=0.05, atol=0)
+
+
+def test_calls_that_turn_out_to_come_first_are_measured_first():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (nn.BatchNorm1d(3).double() for _ in range(2))
+
+        def forward(self, x, *, deep):
+            return self.second(self.first(x) if deep else x)
+
+    x = 2 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double() + 3
+    batches = [(part, k > 0) for k, part in enumerate(x.split(10))]
+    forward = lambda model, batch: model(batch[0], deep=batch[1])  # noqa: E731
+    found = estimate_population(Late(), batches, forward=forward).layers
+    torch.testing.assert_close(found["first"].variance, x[10:].var(0))
+    deep = (x[10:] - x[10:].mean(0)) / (x[10:].var(0) + 1e-5).sqrt()
+    torch.testing.assert_close(found["second"].variance, torch.cat([x[:10], deep]).var(0))
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(1, 64, 80), (100, 800, 900)])
+def test_a_tolerance_is_not_believed_of_few_samples_or_batches(size, least, most):
+    x = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    assert least <= estimate_population(model, x.split(size), tolerance=50.0).layers["0"].samples
+    assert estimate_population(model, x.split(size), tolerance=50.0).layers["0"].samples <= most
+
+
+def test_each_process_reads_its_share_of_the_samples_rounded_up(monkeypatch):
+    monkeypatch.setattr(Estimator, "_world", lambda self: 2)
+    model, x = nn.Sequential(nn.BatchNorm1d(3)), list(torch.randn(9, 3).split(1))
+    layers = {"0": model[0]}
+    own = Estimator(model, layers, x, None, 5, None, None, False, settle=None, caller="test")
+    with Bar("test", False, None) as bar:
+        bar.begin("reading")
+        assert len(list(own._limited(bar))) == 3
+
+
+def test_an_order_of_the_data_is_told_only_where_a_part_of_them_was_read():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert estimate_population(nn.Sequential(nn.BatchNorm2d(1)), data().split(10)).layers["0"]
