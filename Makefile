@@ -25,7 +25,7 @@ demo: install
 	$(BIN)/livella study --out build/demo
 
 # The whole judgement: every test once, and those that reached the kernels again on the reference path.
-PYTEST := $(BIN)/pytest -n auto --maxprocesses 8
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 test: install
 	$(PYTEST)
 	LIVELLA_KERNELS=reference $(PYTEST) -q --reached
