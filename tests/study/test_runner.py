@@ -92,17 +92,19 @@ def test_the_number_of_trials_foretold_is_the_number_run(monkeypatch, planned, s
 def test_workers_leave_ctrl_c_to_the_study(monkeypatch):
     def instead(one):
         quiet = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        quiet = quiet and "ignore:resource_tracker" in os.environ["PYTHONWARNINGS"]
         return Row(one, Outcome(), 0.0, {"quiet": quiet, "process": os.getpid()})
 
     monkeypatch.setattr(runner, "run_trial", instead)
     get_reusable_executor().shutdown(wait=True)  # of an earlier test
-    before = signal.getsignal(signal.SIGINT)
+    before, filters = signal.getsignal(signal.SIGINT), os.environ.get("PYTHONWARNINGS")
     ones = [worlds.trial(seed) for seed in range(3)]
     rows = list(runner._in_parallel(ones, jobs=2))
     assert {row.trial for row in rows} == set(ones)
     assert all(row.provenance["quiet"] for row in rows)
     assert os.getpid() not in {row.provenance["process"] for row in rows}
     assert signal.getsignal(signal.SIGINT) is before
+    assert os.environ.get("PYTHONWARNINGS") == filters
 
 
 def test_a_killed_worker_is_told_in_words(monkeypatch):

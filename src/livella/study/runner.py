@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -131,16 +132,23 @@ def _in_parallel(trials: Sequence[Trial], jobs: int) -> Generator[Row, None, Non
 def _quiet_workers() -> Iterator[None]:
     """Let workers that start meanwhile ignore Ctrl-C, which the terminal sends to them as well.
 
-    The parent then stops them itself. Signals can be set in the main thread alone.
+    The parent then stops them itself. Signals can be set in the main thread alone. The process in
+    which joblib counts semaphores clears up after an interrupt: it need not complain of that.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    filters = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [filters, "ignore:resource_tracker"]))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        if filters is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = filters
 
 
 def _check_version(one: Trial) -> None:
