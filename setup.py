@@ -4,8 +4,8 @@ All else about the package stands in pyproject.toml. The library holds no Python
 LibTorch's stable ABI: one build serves every Python, and every torch from 2.10 on.
 
 What was compiled is kept for the next build, wherever that is done: `LIVELLA_CACHE` names the
-folder, in place of ~/.cache/livella; where it is empty nothing is kept. `LIVELLA_CXXFLAGS` and
-`LIVELLA_LDFLAGS` add to the flags.
+folder, in place of ~/.cache/livella; where it is empty nothing is kept. `LIVELLA_CXXFLAGS` adds to
+the flags, and then nothing is kept either; `LIVELLA_LDFLAGS` takes the place of the linker's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -99,8 +100,14 @@ class Cache:
     """
 
     def __init__(self) -> None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-        named = os.environ.get("LIVELLA_CACHE", str(Path(home, "livella")))
+        named = os.environ.get("LIVELLA_CACHE")
+        if named is None:
+            with suppress(RuntimeError):  # nobody's home
+                home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+                named = str(Path(home, "livella"))
+        if os.environ.get("LIVELLA_CXXFLAGS"):
+            # To debug, sanitize or measure coverage lines and paths matter, which no digest holds.
+            named = None
         self.folder = Path(named) if named else None
 
     def fetch(self, digest: str, to: Path) -> bool:
@@ -110,22 +117,24 @@ class Cache:
         kept = self._kept(self.folder, digest)
         try:
             shutil.copyfile(kept, to)
-            kept.touch()
         except OSError:
             return False
-        return True
+        with suppress(OSError):  # it may be there to read alone, or be swept just now
+            os.utime(kept)
+        return to.stat().st_size > 0  # a crash of the machine may have left a name for nothing
 
     def keep(self, digest: str, built: Path) -> None:
         """Take an object in: whole, whoever else does the same now."""
         if self.folder is None:
             return
-        kept = self._kept(self.folder, digest)
-        beside = kept.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(".o", self._kept(Path(), "").stem, self.folder)
+            os.close(descriptor)
+            beside = Path(name)
             try:
                 shutil.copyfile(built, beside)
-                beside.replace(kept)
+                beside.replace(self._kept(self.folder, digest))
             finally:
                 beside.unlink(missing_ok=True)
 

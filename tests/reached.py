@@ -8,7 +8,7 @@ compiled something, and `--reached` runs those and no others.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ class Reached:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.seen = False
+        self.made: set[tuple[str, str]] = set()
         self.ran: dict[str, bool] = {}
         self.watched = pytest.MonkeyPatch()
         self._watch(functional, "_kernels_take", lambda takes: takes)
@@ -53,10 +54,22 @@ class Reached:
         """Look at each test by itself, with the fixtures that are made for it."""
         self.seen = False
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+        """Note the fixtures that reached them: all tests that use one do."""
+        before, self.seen = self.seen, False
+        try:
+            return (yield)
+        finally:
+            if self.seen:
+                self.made.add((fixturedef.baseid, fixturedef.argname))
+            self.seen |= before
+
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    def pytest_runtest_makereport(self, item: pytest.Function, call: pytest.CallInfo[None]) -> None:
         """Say it in the report, which travels to the process that writes it down."""
-        if call.when == "teardown" and self.seen:
+        uses = any(n in item.fixturenames and item.nodeid.startswith(b) for b, n in self.made)
+        if call.when == "teardown" and (self.seen or uses):
             item.user_properties.append((REACHED, True))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -140,10 +140,13 @@ def test_another_compiler_finds_nothing(compiler):
     assert len(build(compiler()).compiled) == len(SETUP.units())
 
 
-def test_flags_of_the_environment_are_followed_and_told_apart(monkeypatch):
+def test_flags_of_the_environment_are_followed_and_their_objects_not_kept(monkeypatch, tmp_path):
     build()
+    before = kept(tmp_path)
     monkeypatch.setenv("LIVELLA_CXXFLAGS", "-O1 -g")
+    build()
     compiler = build()
+    assert kept(tmp_path) == before
     assert len(compiler.compiled) == len(SETUP.units())
     assert all(flags[-2:] == ["-O1", "-g"] for _, flags in compiler.compiled)
     monkeypatch.delenv("LIVELLA_CXXFLAGS")
@@ -200,6 +203,37 @@ def test_an_object_that_could_not_be_kept_whole_is_not_kept(tmp_path, monkeypatc
     assert build().compiled
 
 
+def test_an_empty_object_is_as_good_as_none(tmp_path):
+    build()
+    kept(tmp_path)[0].write_bytes(b"")
+    assert len(build().compiled) == 1
+    assert build().compiled == []
+
+
+def test_an_object_swept_while_it_is_fetched_stays_away(tmp_path, monkeypatch):
+    build()
+    used = os.utime
+
+    def swept(path):
+        path.unlink()
+        used(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", swept)
+        assert build().compiled == []
+    assert kept(tmp_path) == []
+
+
+def test_without_a_home_nothing_is_kept(tmp_path, monkeypatch):
+    def nobody(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(SETUP.Path, "expanduser", nobody)
+    assert len(build().compiled) == len(SETUP.units())
+    assert not (tmp_path / "home").exists()
+
+
 def test_what_nobody_asked_for_in_a_long_time_is_removed(tmp_path):
     build()
     *others, asked, old = kept(tmp_path)
@@ -249,22 +283,25 @@ def needed(requirement, extras=frozenset({""})):
             yield each
 
 
-def test_the_lock_names_all_that_is_needed():
+def test_the_lock_names_all_that_is_needed_in_versions_that_go_together():
     """It is installed without looking at what its packages need."""
-    pins = {canonicalize_name(pin.name) for pin in lock()}
-    missing, seen, waiting = set(), set(), [Requirement("livella[dev]")]
+    pins = {canonicalize_name(pin.name): str(pin.specifier) for pin in lock()}
+    wrong, seen, waiting = set(), set(), [Requirement("livella[dev]")]
     while waiting:
         asked = waiting.pop()
-        key = (canonicalize_name(asked.name), frozenset(asked.extras))
+        key = (canonicalize_name(asked.name), frozenset(asked.extras), str(asked.specifier))
         if key in seen:
             continue
         seen.add(key)
-        if key[0] not in pins | {"livella", "torch"}:
-            missing.add(key[0])
+        pin = pins.get(key[0])
+        if key[0] not in ("livella", "torch") and (
+            pin is None or not asked.specifier.contains(pin.removeprefix("=="), prereleases=True)
+        ):
+            wrong.add(f"{asked}: {pin}")
         try:
             found = list(needed(asked.name, {"", *asked.extras}))
         except PackageNotFoundError:
             continue
         # What torch needs is installed with it, as it differs by platform.
         waiting += [each for each in found if key[0] != "torch"]
-    assert not missing
+    assert not wrong

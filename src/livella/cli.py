@@ -59,10 +59,18 @@ INTERRUPTED = 130
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        versions = f"livella {metadata.version('livella')}, torch {metadata.version('torch')}"
+        versions = f"livella {metadata.version('livella')}, torch {_version_of_torch()}"
         built = Path(__file__).with_name("_kernels.so").exists()
         print(f"{versions}, kernels: {'built' if built else 'not built'}")
         raise typer.Exit
+
+
+def _version_of_torch() -> str:
+    """As its installation says, which a build from source may not."""
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
 
 
 @app.callback()

@@ -123,7 +123,9 @@ def held():
     """The same, but the eighth one and those after it wait for a file `go` in this folder."""
     with Path("built").open("ab") as file:
         file.write(b".")
+    end = time.monotonic() + 1200  # longer than any test waits for it
     while Path("built").stat().st_size >= 8 and not Path("go").exists():
+        assert time.monotonic() < end
         time.sleep(0.01)
     return build()
 
