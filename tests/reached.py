@@ -80,7 +80,10 @@ class Reached:
     def pytest_sessionfinish(self) -> None:
         """Write down what was seen on the kernels; what did not run now stays as it was known."""
         cache: pytest.Cache | None = getattr(self.config, "cache", None)
-        if cache is None or not native.loaded or hasattr(self.config, "workerinput"):
+        if cache is None or hasattr(self.config, "workerinput"):
+            return
+        if not native.loaded:  # judged on the reference path already: none is left to run again
+            cache.set(CACHED, cache.get(CACHED, []))
             return
         known = dict.fromkeys(cache.get(CACHED, []), True) | self.ran
         cache.set(CACHED, sorted(name for name, reached in known.items() if reached))
@@ -96,7 +99,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Watch."""
+    """Watch; and refuse, before any process is started, to choose tests where none are known."""
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if config.getoption("--reached") and (cache is None or cache.get(CACHED, None) is None):
+        raise pytest.UsageError("--reached: run the suite first, with pytest's cache")
     config.pluginmanager.register(Reached(config), "livella-reached")
 
 
@@ -104,13 +110,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave the tests out that the path does not matter to, where asked for."""
     if not config.getoption("--reached"):
         return
-    cache: pytest.Cache | None = getattr(config, "cache", None)
-    if cache is None:
-        raise pytest.UsageError("--reached: needs pytest's cache")
-    reached = cache.get(CACHED, None)
-    if reached is None and native.LIBRARY.exists():
-        raise pytest.UsageError("--reached: run the suite on the kernels first")
-    chosen = set(reached or [])
+    assert config.cache is not None, "seen to above"
+    chosen = set(config.cache.get(CACHED, []))
     left_out = [item for item in items if item.nodeid not in chosen]
     items[:] = [item for item in items if item.nodeid in chosen]
     config.hook.pytest_deselected(items=left_out)
@@ -118,6 +119,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Without kernels the first run was on the reference path, and nothing is left to run again."""
+    """Where the first run was on the reference path nothing is left to run again: that is well."""
     if session.config.getoption("--reached") and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
         session.exitstatus = pytest.ExitCode.OK

@@ -183,12 +183,14 @@ import sys
 from livella.cli import main
 words = ["--help"], ["--version"], ["study", "--help"], ["inspect"], ["bench", "--wrong"]
 codes = []
-for sys.argv[1:] in [*words, ["repair", "m.py:f", "--wrong"], ["study", "speed"]]:
+words = [*words, ["repair", "m.py:f", "--wrong"], ["study", "speed"], ["inspect", "m.py"]]
+words = [*words, ["study", "--model", "none.py:f"], ["bench", "--threads", "0"]]
+for sys.argv[1:] in words:
     try:
         main()
     except SystemExit as end:
         codes.append(end.code)
-assert codes == [0, 0, 0, 2, 2, 2, 2], codes
+assert codes == [0] * 3 + [2] * 7, codes
 heavy = {"torch", "numpy", "scipy", "sklearn", "joblib", "plotly", "pandas"} & {*sys.modules}
 assert not heavy, heavy
 """

@@ -70,11 +70,13 @@ def test_on_the_reference_path_nothing_is_noted(run, pytester, monkeypatch):
     assert noted(pytester) == REACH
 
 
-def test_without_a_run_before_it_says_what_to_do(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "LIBRARY", tmp_path)
-    assert run("--reached")[1] == pytest.ExitCode.USAGE_ERROR
+def test_without_a_run_before_it_says_what_to_do(pytester):
+    ran = pytester.runpytest_inprocess("-p", "tests.reached", "--reached")
+    assert ran.ret == pytest.ExitCode.USAGE_ERROR
+    ran.stderr.fnmatch_lines("*run the suite first*")
 
 
-def test_without_kernels_nothing_is_left_to_run(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "none")
+def test_after_a_run_on_the_reference_path_nothing_is_left_to_run(run, monkeypatch):
+    monkeypatch.setattr(native, "loaded", False)
+    run()
     assert run("--reached") == ({"deselected": 7}, 0)

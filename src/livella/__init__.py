@@ -86,4 +86,5 @@ if not TYPE_CHECKING:
     __getattr__ = _load
 
     def __dir__():
-        return sorted({*globals(), *_HOME, *_MODULES})
+        own = (name for name in globals() if name.startswith("__"))
+        return sorted({*own, *__all__, *_MODULES})

@@ -133,6 +133,8 @@ def study(
 
     with _told_in_one_line():
         request.check(claims or (), seeds=seeds, jobs=jobs, steps=steps)  # torch is not loaded yet
+        if model is not None:
+            request.place_of(model, "a torch.nn.Module")
         result = livella.study(
             claims or (), data=data, model=model, seeds=seeds, jobs=jobs, out=out, steps=steps
         )
@@ -188,6 +190,8 @@ def bench(
 
     All contenders are called in turn in one process. Ctrl-C ends it and keeps what was measured.
     """
+    with _told_in_one_line():
+        request.check((), threads=threads, runs=runs)  # torch is not loaded yet
     from livella import bench as benchmark
 
     with _told_in_one_line(benchmark.BenchError):
@@ -253,6 +257,7 @@ def inspect(
     ] = FailOn.ERROR,
 ) -> None:
     """Name the normalization layers that are wrong, why, what they cost, and what to do."""
+    _check_places(model, data, deploy_data)
     from livella.diagnosis import loading
 
     with _told_in_one_line(loading.LoadError, interrupted=NOTHING_CHANGED):
@@ -282,6 +287,7 @@ def repair(
     ] = None,
 ) -> None:
     """Mend what can be mended without training, prove it, and write the weights."""
+    _check_places(model, data, deploy_data)
     from livella.diagnosis import loading
     from livella.report.files import replace
 
@@ -297,6 +303,14 @@ def repair(
             _end(f"refused to write what got worse: {done.worse}", 1)
         path = done.write(out)
     print(f"\nThe weights: {path}")
+
+
+def _check_places(model: str, *data: str | None) -> None:
+    """Find what is wrong with the words themselves before torch is loaded."""
+    with _told_in_one_line(interrupted=NOTHING_CHANGED):
+        request.place_of(model, "a torch.nn.Module")
+        for spec in filter(None, data):
+            request.place_of(spec, "a loader of batches")
 
 
 def _loaded(spec: str, weights: Path | None) -> nn.Module:

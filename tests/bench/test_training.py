@@ -36,8 +36,10 @@ def test_all_contenders_train_alike(monkeypatch):
     first, *others = (losses(monkeypatch, who) for who in training.contenders(compiled=False))
     assert len(others) == 3
     for other in others:
-        assert_close(other, first, rtol=1e-2, atol=1e-2)
-    assert first[0] != first[1]
+        assert_close(other[0], first[0], rtol=1e-4, atol=0)
+        # A step later rounding has grown, to a fifth on one processor: this much on none.
+        assert_close(other[1] - other[0], first[1] - first[0], rtol=0.5, atol=0)
+    assert first[1] < first[0]
 
 
 def test_building_leaves_the_random_state_alone():

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from livella.study import request
 from livella.study.errors import StudyError
 
 Source = Callable[[], Any]
@@ -25,12 +26,7 @@ def load_function(spec: str, expected: str) -> Source:
     Raises:
         StudyError: the file, module or function is not there, or its module fails on import.
     """
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise StudyError(
-            f"{spec!r} names no function: expected module:function or file.py:function "
-            f"returning {expected}"
-        )
+    place, name = request.place_of(spec, expected)
     module = _load_module(place)
     function = getattr(module, name, None)
     if not callable(function):
@@ -61,8 +57,6 @@ def _load_module(place: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise StudyError(f"no file {str(path)!r} (looked in {Path.cwd()})")
     # Named by its text as well: a file edited during a session is another module.
     identity = str(path.resolve()).encode() + path.read_bytes()
     name = f"livella_user_{hashlib.sha256(identity).hexdigest()[:12]}"
