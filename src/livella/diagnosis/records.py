@@ -106,6 +106,7 @@ class Layer:
         off: its running statistics against the data.
         shifted: the data of training against those in deployment.
         share: the share of the gap that its statistics answer for; none where there is none.
+        share_error: half the width of its 95 % interval; zero where it is exact.
 
     """
 
@@ -135,37 +136,45 @@ class Layer:
     off: Distance | None = None
     shifted: Distance | None = None
     share: float | None = None
+    share_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Trio:
+    """One figure by the running statistics, by those of the data, and by each batch's own."""
+
+    running: float
+    population: float
+    batch: float
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How the network does by which statistics, in the loss or, without labels, in its outputs.
+    """How the network does by which statistics.
 
     Attributes:
-        unit: "loss", or "share of the outputs' variance" for the squared distance of the outputs
-            from those by the data's statistics.
-        running: by the running statistics, as in `eval()`.
-        population: by those of the data.
-        batch: by each batch's own, as in `train()` but without dropout.
-        accuracy: the same three as shares classified right, where there are labels.
+        score: the mean over the examples of a score in [0, 1]: the share right where there are
+            labels, else how far outputs agree with those by the data's statistics.
+        lost: what the running statistics lose of the score against those of the data.
+        error: half the width of the 95 % interval of `lost`, example by example.
+        beyond: what the data's statistics lose against each batch's own.
+        examples: how many were scored.
+        counted: what the score is of: "class numbers", "pixels", …; empty without labels.
+        labels: what was used as labels: "batch[1]", "batch['mask']", "target="; empty without.
+        loss: the loss, where there is one.
+        unread: what the batches hold besides and nobody understood, each with its shape.
 
     """
 
-    unit: str
-    running: float
-    population: float
-    batch: float
-    accuracy: tuple[float, float, float] | None = None
-
-    @property
-    def recoverable(self) -> float:
-        """What better statistics bring."""
-        return self.running - self.population
-
-    @property
-    def beyond(self) -> float:
-        """What they do not."""
-        return self.population - self.batch
+    score: Trio
+    lost: float
+    error: float
+    beyond: float
+    examples: int
+    counted: str = ""
+    labels: str = ""
+    loss: Trio | None = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,6 +221,8 @@ class Finding:
         remedy: the id of what would mend it, a key of `livella.diagnosis.remedies.REMEDIES`.
         share: the share of the gap that it answers for; none where it cannot be told.
         numbers: the figures by name.
+        because: the finding that this one comes of, as "check" or "check@layer"; empty where none
+            was made.
 
     """
 
@@ -222,6 +233,12 @@ class Finding:
     remedy: str = ""
     share: float | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
+    because: str = ""
+
+    @property
+    def key(self) -> str:
+        """What `because` and `ignore` call it: "check@layer", or "check" for the model."""
+        return f"{self.check}@{self.layer}" if self.layer else self.check
 
 
 @dataclass(frozen=True)
@@ -239,6 +256,7 @@ class Record:
     Attributes:
         checks: what each check looks for, by its name.
         remedies: those that findings name.
+        ignored: what was found and accepted: it is shown, and counts for nothing.
 
     """
 
@@ -247,6 +265,7 @@ class Record:
     checks: Mapping[str, str] = field(default_factory=dict)
     remedies: Mapping[str, Advice] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[Finding, ...] = ()
 
     @property
     def worst(self) -> Level | None:
