@@ -1,21 +1,58 @@
-"""Whose statistics are to blame: the gap shared out among the layers that show a difference."""
+"""Whose statistics are to blame: the gap shared out among the layers that show a difference.
+
+A layer's share is its Shapley value: what mending it brings, averaged over all orders in which the
+layers could be mended (Shapley 1953, "A Value for n-Person Games"). So shares add up to the whole
+gap however layers interact, and a layer whose statistics are right gets nothing.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, combinations, cycle
+from typing import Any, NamedTuple
 
-from livella.diagnosis.measure import Data, Met, output_by, population_of
-from livella.diagnosis.scoring import Score
+import torch
+from torch import Tensor
+
+from livella.diagnosis import mixture
+from livella.diagnosis.measure import Data, Met, output_by
+from livella.diagnosis.scores import interval
+from livella.model import feeding
 from livella.model.blending import averages
 from livella.model.estimate import LayerEstimate
 
-BATCHES = 8
-"""On how many batches layers are tried; more would say the same more surely."""
 NOTICEABLE = 0.05
 """What a layer's statistics have to be off by, in σ or in shares of σ, and beyond what is left to
 chance (at 95 %), to be tried."""
+EXACT = 6
+"""Layers up to which all their subsets are tried."""
+PASSES = 3
+"""What attribution may cost, in evaluation passes over the data."""
+EXAMPLES = (32, 512)
+"""On how many examples a subset is tried, at least and at most."""
+WALKED = 16
+"""Examples on which an order is tried; each pair of orders takes others."""
+LEAST = 8
+"""Pairs of orders before which no interval is believed."""
+SINGLY, GROUPS = 16, 8
+"""Layers up to which orders are of single ones, and groups that more are put into."""
+SURE = 0.03
+"""Half the width of the 95 % intervals of all shares at which no more orders are tried."""
+PART = 0.05
+"""A group of layers with less than this share is not looked into."""
+
+
+Layers = tuple[str, ...]
+"""One layer, or neighbours that are mended together."""
+Orders = Callable[[], Iterator[tuple[Layers, Sequence[Layers]]]]
+
+
+class Share(NamedTuple):
+    """The share of the gap, and half the width of its 95 % interval."""
+
+    of_gap: float
+    error: float
 
 
 def suspects(met: Met) -> list[LayerEstimate]:
@@ -30,54 +67,198 @@ def _is_off(estimate: LayerEstimate) -> bool:
     return off > max(NOTICEABLE, min(estimate.error, 1.0))
 
 
-def shares(data: Data, met: Met, tried: Sequence[LayerEstimate]) -> dict[str, float]:
-    """Give each layer's share of what better statistics bring, 1 in all.
+def shares(data: Data, met: Met, tried: Sequence[LayerEstimate]) -> dict[str, Share]:
+    """Give each layer's share of what better statistics bring, 1 in all; none where they do not.
 
-    Statistics of the data are put into one layer after the other, in the order of the calls, so
-    that each is tried with those before it mended; its share is what that step brings. By itself
-    each is tried as well, and the mean of both is taken: the one says what is left for it once
-    others are mended, the other what mending it alone would bring (the two ends of the orders that
-    a Shapley value averages over; Shapley 1953).
+    Exact for up to six layers. Of more, orders are drawn in pairs, each with its opposite, each
+    pair on examples of its own, until the intervals are narrow or the time is used up. Of many,
+    neighbours are taken together at first, and only groups that matter are looked into (Owen
+    1977, "Values of Games with a Priori Unions").
     """
-    if not tried:
+    names = tuple(each.name for each in tried)
+    if not names:
         return {}
-    population = {each.name: population_of(each) for each in tried}
-    names = list(population)
-    ways: dict[str, dict[str, Score]] = {
-        "one": {name: Score() for name in names},
-        "up to": {name: Score() for name in names},
-    }
-    before = Score()
-    with data.bar(min(BATCHES, len(met.sizes))) as bar:
+    game = Game(data, met)
+    with data.bar() as bar:
         bar.begin(f"{len(names)} layers")
-        for batch in islice(data, BATCHES):
-            good = output_by(data, batch, population)
-            met.judge.score(output_by(data, batch, {}), batch, good, before)
-            for k, name in enumerate(names):
-                one = {name: population[name]}
-                up_to = {other: population[other] for other in names[: k + 1]}
-                met.judge.score(output_by(data, batch, one), batch, good, ways["one"][name])
-                met.judge.score(output_by(data, batch, up_to), batch, good, ways["up to"][name])
-            bar.advance()
-    return _shared({way: _means(scores) for way, scores in ways.items()}, before.mean, names)
+        if len(names) <= EXACT:
+            found = as_shares(game.exact([(name,) for name in names]))
+        else:
+            found = _of_many(game, names)
+    return {name: share for (name,), share in found.items()}
 
 
-def _means(scores: Mapping[str, Score]) -> dict[str, float]:
-    return {name: score.mean for name, score in scores.items()}
+def _of_many(game: Game, names: Layers) -> dict[Layers, Share]:
+    """Sample orders of layers, or of groups of neighbours and then of the layers in them."""
+    if len(names) <= SINGLY:
+        return as_shares(game.sampled(_orders([(name,) for name in names]), game.budget))
+    size = math.ceil(len(names) / GROUPS)
+    groups = [names[k : k + size] for k in range(0, len(names), size)]
+    of_groups = as_shares(game.sampled(_orders(groups), game.budget // 2))
+    matter = [group for group in groups if group in of_groups and of_groups[group].of_gap > PART]
+    found: dict[Layers, Share] = {}
+    for group, share in of_groups.items():
+        inside = {}
+        if group in matter and len(group) > 1:
+            orders = _orders_within(groups, group)
+            inside = as_shares(game.sampled(orders, game.budget // 2 // len(matter)))
+        found |= _within(group, share, inside)
+    return found
 
 
-def _shared(
-    ways: Mapping[str, Mapping[str, float]], before: float, names: Sequence[str]
-) -> dict[str, float]:
-    steps, last = {}, before
-    for name in names:
-        steps[name], last = last - ways["up to"][name], ways["up to"][name]
-    whole = before - last
-    if not math.isfinite(before):  # nothing can be told apart where NaN covers all
-        return {}
+def _within(group: Layers, share: Share, inside: Mapping[Layers, Share]) -> dict[Layers, Share]:
+    """Share out what a group answers for: evenly, where it was not looked into."""
+    even = Share(1 / len(group), 0.0 if len(group) == 1 else 1.0)
+    found = {}
+    for name in group:
+        part = inside.get((name,), even)
+        error = math.hypot(share.error * part.of_gap, part.error * share.of_gap)
+        found[(name,)] = Share(share.of_gap * part.of_gap, error)
+    return found
+
+
+def as_shares(values: Mapping[Layers, Tensor]) -> dict[Layers, Share]:
+    """Divide what each brought by what all did; none is negative, and they are 1 in all.
+
+    Args:
+        values: by player, what it brought in each of several independent trials.
+
+    """
+    each = torch.stack(list(values.values()))
+    means = each.mean(1).clamp(min=0)
+    whole = float(means.sum())
     if not whole > 0:
-        return dict.fromkeys(names, 0.0)
-    alone = {name: before - ways["one"][name] for name in names}
-    mean = {name: max(0.0, 0.5 * (steps[name] + alone[name])) for name in names}
-    total = sum(mean.values())
-    return {name: value / total if total else 0.0 for name, value in mean.items()}
+        return {}
+    parts = (means / whole).tolist()
+    return {
+        player: Share(part, _error(value, each.sum(0), part))
+        for (player, value), part in zip(values.items(), parts, strict=True)
+    }
+
+
+def _error(part: Tensor, whole: Tensor, ratio: float) -> float:
+    """Half the width of the 95 % interval of a ratio of means, linearized."""
+    if len(part) < 2 or not float(whole.mean()) > 0:
+        return 1.0
+    return min(1.0, interval(part - ratio * whole) / float(whole.mean()))
+
+
+def _orders(players: Sequence[Layers]) -> Orders:
+    """Draw orders of all players."""
+
+    def draw() -> Iterator[tuple[Layers, Sequence[Layers]]]:
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            yield (), [players[k] for k in _drawn(len(players), generator)]
+
+    return draw
+
+
+def _orders_within(groups: Sequence[Layers], group: Layers) -> Orders:
+    """Draw orders of the layers of a group, behind the groups that happen to come before it."""
+
+    def draw() -> Iterator[tuple[Layers, Sequence[Layers]]]:
+        generator = torch.Generator().manual_seed(1)
+        others = [each for each in groups if each != group]
+        while True:
+            first = int(torch.randint(len(groups), (), generator=generator))
+            before = [others[k] for k in _drawn(len(others), generator)[:first]]
+            inside = [(group[k],) for k in _drawn(len(group), generator)]
+            yield tuple(name for each in before for name in each), inside
+
+    return draw
+
+
+def _drawn(count: int, generator: torch.Generator) -> list[int]:
+    return [int(k) for k in torch.randperm(count, generator=generator)]
+
+
+class Game:
+    """What mending some of the layers is worth, example by example."""
+
+    def __init__(self, data: Data, met: Met) -> None:
+        self._data, self._judge, self._batches = data, met.judge, met.mixed
+        self._population = met.population
+        self.budget = PASSES * sum(met.sizes)
+        """Examples that may be tried, each time that one is."""
+
+    def worth(self, batch: Any, good: Any, mended: Iterable[str]) -> Tensor:
+        """The merit of each example with some layers mended, (N,)."""
+        statistics = {name: self._population[name] for name in mended}
+        return self._judge.merit(output_by(self._data, batch, statistics), batch, good)
+
+    def exact(self, players: Sequence[Layers]) -> dict[Layers, Tensor]:
+        """Shapley values from all subsets, by example: Σ |S|!(k−|S|−1)!/k! (v(S ∪ i) − v(S))."""
+        k = len(players)
+        wanted = min(EXAMPLES[1], max(EXAMPLES[0], self.budget // 2**k))
+        parts = [self._all_subsets(batch, players) for batch in self._some(wanted)]
+        worth = {subset: torch.cat([part[subset] for part in parts]) for subset in parts[0]}
+        weights = [1 / (k * math.comb(k - 1, size)) for size in range(k)]
+        return {
+            player: sum(
+                (weights[len(s)] * (worth[s | {player}] - worth[s]) for s in worth if player not in s),
+                torch.zeros(()),
+            )
+            for player in players
+        }
+
+    def _all_subsets(
+        self, batch: Any, players: Sequence[Layers]
+    ) -> dict[frozenset[Layers], Tensor]:
+        good = output_by(self._data, batch, self._population)
+        return {
+            frozenset(chosen): self.worth(batch, good, (n for each in chosen for n in each))
+            for size in range(len(players) + 1)
+            for chosen in combinations(players, size)
+        }
+
+    def sampled(self, orders: Orders, budget: int) -> dict[Layers, Tensor]:
+        """What each player brings, by pair of opposite orders, (pairs,)."""
+        found: dict[Layers, list[float]] = {}
+        drawn, spent = orders(), 0
+        for batch in self._cycled(WALKED):
+            before, order = next(drawn)
+            brought = self._pair(batch, before, order)
+            for player, value in brought.items():
+                found.setdefault(player, []).append(value)
+            spent += feeding.samples_in(batch) * 2 * (len(order) + 1)
+            values = {player: torch.tensor(each) for player, each in found.items()}
+            if spent >= budget or (len(found[order[0]]) >= LEAST and _are_sure(values)):
+                return values
+        raise AssertionError("batches are cycled without end")
+
+    def _pair(self, batch: Any, before: Layers, order: Sequence[Layers]) -> dict[Layers, float]:
+        """Walk an order and its opposite, which begins behind all that came after."""
+        good = output_by(self._data, batch, self._population)
+        brought = dict.fromkeys(order, 0.0)
+        opposite = tuple(
+            name for name in self._population if name not in {*before, *chain.from_iterable(order)}
+        )
+        for start, walked in ((before, order), (opposite, order[::-1])):
+            mended = list(start)
+            last = self.worth(batch, good, mended)
+            for player in walked:
+                mended += player
+                now = self.worth(batch, good, mended)
+                brought[player] += 0.5 * float((now - last).mean())
+                last = now
+        return brought
+
+    def _some(self, wanted: int) -> Iterator[Any]:
+        """Give so many examples in as few batches as they are in."""
+        left = wanted
+        for batch in self._batches:
+            if left <= 0:
+                return
+            part = mixture.cut(batch, left)[0]
+            left -= feeding.samples_in(part)
+            yield part
+
+    def _cycled(self, size: int) -> Iterator[Any]:
+        parts = [part for batch in self._batches for part in mixture.cut(batch, size)]
+        yield from cycle(parts)
+
+
+def _are_sure(values: Mapping[Layers, Tensor]) -> bool:
+    found = as_shares(values)
+    return bool(found) and all(share.error <= SURE for share in found.values())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from livella import provenance
 from livella.diagnosis import attribute, facts, looks, measure, numbers
 from livella.diagnosis.checks import CHECKS, findings_of
-from livella.diagnosis.measure import Data, Met
+from livella.diagnosis.measure import Data, JudgeOf, Met
 from livella.diagnosis.records import Advice, Layer, Record, Seen
 from livella.diagnosis.remedies import REMEDIES
-from livella.diagnosis.scoring import Loss
+from livella.diagnosis.scoring import AUTO, Judge, Loss, Target
 from livella.model import feeding
 from livella.model.estimate import LayerEstimate
 from livella.model.feeding import Forward
@@ -55,8 +56,10 @@ def inspect(
     *,
     deploy: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    target: Target = AUTO,
     optimizer: torch.optim.Optimizer | None = None,
     forward: Forward | None = None,
+    ignore: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Inspection:
     """Look at every normalization of a model, say what is wrong with it and what it costs.
@@ -114,7 +117,8 @@ def inspect(
     )
     if batches is not None:
         data = Data(model, batches, forward or feeding.feed, progress)
-        seen = _with_data(seen, data, loss)
+        judge_of = functools.partial(Judge.of, loss=loss, target=target, model=model)
+        seen = _with_data(seen, data, judge_of)
         if deploy is not None:
             seen = _with_deployment(seen, dataclasses.replace(data, batches=deploy))
     findings = findings_of(seen)
@@ -142,18 +146,20 @@ def _advice(remedy: str) -> Advice:
     return Advice(REMEDIES[remedy].safety.value, REMEDIES[remedy].advice)
 
 
-def _with_data(seen: Seen, data: Data, loss: Loss | None) -> Seen:
+def _with_data(seen: Seen, data: Data, judge_of: JudgeOf) -> Seen:
     norms = measure.batch_norms(data.model)
-    met = measure.by_batch(data, norms, loss, "what layers meet")
+    met = measure.meet(data, norms, judge_of, "what layers meet")
     gap = measure.gap(data, met)
-    shares = attribute.shares(data, met, attribute.suspects(met))
+    shares = {}
+    if gap is not None and gap.lost > gap.error:
+        shares = attribute.shares(data, met, attribute.suspects(met))
     layers = [numbers.told(layer, met, data.model) for layer in seen.layers]
     order = list(met.callers.calls)
     layers.sort(key=lambda each: order.index(each.name) if each.name in order else len(order))
     looked = _looked_at(data, met, norms, seen.dropout)
     return dataclasses.replace(
         seen,
-        layers=tuple(_with_looks(layer, looked, shares) for layer in layers),
+        layers=tuple(_with_share(_with_looks(layer, looked), shares) for layer in layers),
         samples=sum(met.sizes),
         batch=met.usual,
         unreached=tuple(name for name in norms if name not in met.estimates),
@@ -168,21 +174,29 @@ Looks = tuple[dict[str, float], dict[str, float]]
 def _looked_at(
     data: Data, met: Met, norms: dict[str, _NormBase], dropout: tuple[str, ...]
 ) -> Looks:
-    ratios = looks.dropout_ratios(data, norms, dropout) if dropout else {}
+    ratios = looks.dropout_ratios(data, met.mixed[0], norms, dropout) if dropout else {}
     return ratios, looks.gradients(data, met, norms)
 
 
-def _with_looks(layer: Layer, looked: Looks, shares: dict[str, float]) -> Layer:
+def _with_looks(layer: Layer, looked: Looks) -> Layer:
     if layer.measured is None:
         return layer
     dropout, gradient = (each.get(layer.name) for each in looked)
     more = dataclasses.replace(layer.measured, dropout=dropout, gradient=gradient)
-    return dataclasses.replace(layer, measured=more, share=shares.get(layer.name))
+    return dataclasses.replace(layer, measured=more)
+
+
+def _with_share(layer: Layer, shares: dict[str, attribute.Share]) -> Layer:
+    """Add its share: none where there is no gap to share out, nothing where it is right."""
+    if not shares or layer.measured is None:
+        return layer
+    share = shares.get(layer.name, attribute.Share(0.0, 0.0))
+    return dataclasses.replace(layer, share=share.of_gap, share_error=share.error)
 
 
 def _with_deployment(seen: Seen, data: Data) -> Seen:
-    norms = measure.batch_norms(data.model)
-    met = measure.by_batch(data, norms, None, "deployment")
+    no_labels = functools.partial(Judge.of, target=None)
+    met = measure.meet(data, measure.batch_norms(data.model), no_labels, "deployment")
     layers = [_against(layer, met.estimates.get(layer.name)) for layer in seen.layers]
     return dataclasses.replace(seen, layers=tuple(layers), deployed=sum(met.sizes))
 

@@ -32,7 +32,7 @@ def _dropping(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 
 def dropout_ratios(
-    data: Data, layers: Mapping[str, _NormBase], names: Iterable[str]
+    data: Data, batch: Any, layers: Mapping[str, _NormBase], names: Iterable[str]
 ) -> dict[str, float]:
     """The variance of each layer's input with dropout over that without, on one batch.
 
@@ -40,15 +40,15 @@ def dropout_ratios(
     it and not that of the layers before (Li et al. 2019, "Understanding the Disharmony between
     Dropout and Batch Normalization by Variance Shift", section 3).
     """
-    with_it, without = (_inputs(data, layers, dropped) for dropped in (names, ()))
+    with_it, without = (_inputs(data, batch, layers, dropped) for dropped in (names, ()))
     return {name: ratio(with_it[name], without[name]) for name in without if name in with_it}
 
 
 def _inputs(
-    data: Data, layers: Mapping[str, _NormBase], dropped: Iterable[str]
+    data: Data, batch: Any, layers: Mapping[str, _NormBase], dropped: Iterable[str]
 ) -> dict[str, Moments]:
     with batch_pass(data.model, layers) as reading, _dropping(data.model, dropped):
-        data.output(reading, next(iter(data)))
+        data.output(reading, batch)
     return {site[0]: record.moments for site, record in reading.records.items()}
 
 
@@ -56,7 +56,7 @@ def gradients(data: Data, met: Met, layers: Mapping[str, _NormBase]) -> dict[str
     """Give the norm of the loss gradient at each layer's output, over the root of its size."""
     norms: dict[str, float] = {}
     judge = met.judge
-    if judge.unit != "loss" or not all(each.eps > 0 for each in layers.values()):
+    if not all(each.eps > 0 for each in layers.values()):
         return norms
 
     def watch(name: str) -> Callable[..., None]:
@@ -69,7 +69,7 @@ def gradients(data: Data, met: Met, layers: Mapping[str, _NormBase]) -> dict[str
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     try:
         with batch_pass(data.model, layers, wanted=()), torch.enable_grad():
-            _backward(data, next(iter(data)), judge)
+            _backward(data, met.mixed[0], judge)
     finally:
         for handle in handles:
             handle.remove()

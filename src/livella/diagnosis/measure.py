@@ -6,19 +6,20 @@ buffers' place and take them away again (`livella.model.measure`).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella.diagnosis.callers import Callers
+from livella.diagnosis.mixture import CannotMix, Mixture, reversed_batch
 from livella.diagnosis.records import Gap
-from livella.diagnosis.scoring import Judge, Loss, Score
+from livella.diagnosis.scores import Scores
+from livella.diagnosis.scoring import Judge
 from livella.model import feeding, sites
 from livella.model.estimate import LayerEstimate, estimates_of
 from livella.model.feeding import Forward
@@ -30,6 +31,13 @@ from livella.moments import Moments
 
 FEW = 8
 """Batches up to which the model is tried on all, and on every other one beyond."""
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+"""What models raise at a batch that they cannot take."""
+ROUNDS = 3
+"""Readings of batches that cannot be mixed."""
+ALIKE = 1e-2
+"""How far outputs may be from each other, of their largest value, to be the same but for
+rounding."""
 
 
 @dataclass
@@ -59,45 +67,161 @@ class Data:
 
 @dataclass
 class Met:
-    """What one pass over the data found.
+    """What was found of the data.
 
     Attributes:
-        estimates: by layer, those that keep running statistics and were reached.
         callers: how the layers are called.
+        judge: how outputs are scored.
         sizes: samples of each batch.
-        judge: how outputs are scored; `by_batch` is the score of each batch's own statistics.
+        as_given: what each call met in the batches as they come, each normalized by itself.
+        estimates: by layer, the population as inference would meet it.
+        mixed: batches that stand for all of the data; those given where they cannot be mixed.
 
     """
 
     callers: Callers
     judge: Judge
-    estimates: dict[str, LayerEstimate]
     sizes: list[int] = field(default_factory=list)
-    by_batch: Score = field(default_factory=Score)
+    as_given: dict[str, LayerEstimate] = field(default_factory=dict)
+    estimates: dict[str, LayerEstimate] = field(default_factory=dict)
+    mixed: list[Any] = field(default_factory=list)
 
     @property
     def usual(self) -> int:
         """Samples of a usual batch."""
         return sorted(self.sizes)[len(self.sizes) // 2]
 
+    @property
+    def population(self) -> dict[str, Statistics]:
+        """Mean and variance of the population, by layer."""
+        return {name: population_of(each) for name, each in self.estimates.items()}
 
-def by_batch(data: Data, layers: Mapping[str, _NormBase], loss: Loss | None, what: str) -> Met:
-    """Read the data once, each layer normalizing by the batch at hand, and measure its inputs."""
+
+JudgeOf = Callable[[Any, Any], Judge]
+"""Makes the judge of the first output and its batch."""
+
+
+def meet(data: Data, layers: Mapping[str, _NormBase], judge_of: JudgeOf, what: str) -> Met:
+    """Read the data, and measure what the layers meet: in the batches, and in the population."""
+    met, mixture = _as_given(data, layers, judge_of, what)
+    met.mixed = mixture.batches() if can_be_mixed(data) else []
+    if met.mixed:
+        met.estimates = of_mixture(data, layers, met.mixed)
+    else:
+        met.estimates = of_rounds(data, layers)
+        met.mixed = list(islice(data, FEW))
+    return met
+
+
+def _as_given(
+    data: Data, layers: Mapping[str, _NormBase], judge_of: JudgeOf, what: str
+) -> tuple[Met, Mixture]:
+    """Read the data once as they come, each layer normalizing by the batch at hand."""
     met: Met | None = None
+    mixture = Mixture()
     reading, callers = batch_pass(data.model, layers), Callers(data.model)
     with data.bar() as bar, reading, callers:
         bar.begin(what)
         for batch in data:
             output = data.output(reading, batch)
             callers.seen = True
-            met = met or Met(callers, Judge.of(loss, output, batch), {})
+            met = met or Met(callers, judge_of(output, batch))
             met.sizes.append(feeding.samples_in(batch))
-            met.judge.score(output, batch, output, met.by_batch)
+            mixture.show(batch)
             bar.advance()
     if met is None:
         raise ValueError("inspect: got no batches; pass a loader that yields some, or none at all")
-    met.estimates = estimates_of(layers, reading.records)
-    return met
+    met.as_given = estimates_of(layers, reading.records)
+    return met, mixture
+
+
+def can_be_mixed(data: Data) -> bool:
+    """Whether each example keeps its outputs where its neighbours are others: try it once."""
+    batch = next(iter(data))
+    try:
+        outputs = [output_by(data, each, {}) for each in (batch, reversed_batch(batch))]
+    except (CannotMix, *REFUSALS):
+        return False
+    samples = feeding.samples_in(batch)
+    one, other = (list(feeding.tensors_in(each)) for each in outputs)
+    if [t.shape for t in one] != [t.shape for t in other]:
+        return False
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.dim() and len(a) == samples]
+    return bool(pairs) and all(_alike(a, b.flip(0)) for a, b in pairs)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    a, b = a.double().nan_to_num(), b.double().nan_to_num()
+    largest = float(a.abs().max()) if a.numel() else 0.0
+    return bool(((a - b).abs() <= ALIKE * max(largest, 1e-30)).all())
+
+
+def of_mixture(
+    data: Data, layers: Mapping[str, _NormBase], mixed: list[Any]
+) -> dict[str, LayerEstimate]:
+    """Measure the population on mixed batches, each a fair sample.
+
+    First each layer normalizes by the batch, so that every layer has those before it normalized as
+    they should be; then by what that found, which is inference but for what is second to it.
+    """
+    with data.bar(2 * len(mixed)) as bar:
+        bar.begin("the population")
+        with batch_pass(data.model, layers) as first:
+            for batch in mixed:
+                data.output(first, batch)
+                bar.advance()
+        found = estimates_of(layers, first.records)
+        with _by(data.model, layers, found) as second:
+            for batch in mixed:
+                data.output(second, batch)
+                bar.advance()
+    return estimates_of(layers, second.records)
+
+
+def of_rounds(data: Data, layers: Mapping[str, _NormBase]) -> dict[str, LayerEstimate]:
+    """Measure the population on batches as they come, which cannot be mixed.
+
+    In the first round a layer normalizes by all that it met so far, then by what the round before
+    found: the first layer is exact in the first round, and what later ones are off shrinks from
+    round to round.
+    """
+    found: dict[str, LayerEstimate] = {}
+    for number in range(ROUNDS):
+        reading = _by(data.model, layers, found) if found else so_far_pass(data.model, layers)
+        with data.bar() as bar, reading:
+            bar.begin(f"the population, {number + 1} of {ROUNDS}")
+            for batch in data:
+                data.output(reading, batch)
+                bar.advance()
+        found = estimates_of(layers, reading.records)
+    return found
+
+
+def _by(
+    model: nn.Module, layers: Mapping[str, _NormBase], found: Mapping[str, LayerEstimate]
+) -> Pass:
+    """Give a pass that measures while layers normalize by what was found before."""
+    statistics = {name: population_of(each) for name, each in found.items()}
+
+    def known(site: Site, _values: int) -> Statistics:
+        return statistics.get(site[0]) or reading.originals[site[0]]
+
+    reading = Pass(model, layers, known)
+    return reading
+
+
+def so_far_pass(model: nn.Module, layers: Mapping[str, _NormBase]) -> Pass:
+    """Give a pass in which a layer normalizes by all that this call of it met so far."""
+
+    def statistics(site: Site, _values: int) -> Statistics:
+        own = reading.originals[site[0]]
+        record = reading.records.get(site)
+        if record is None or not bool((torch.as_tensor(record.settle().moments.count) > 1).all()):
+            return own
+        return _as_buffers(layers[site[0]], record.moments.mean, variance_of(record.moments))
+
+    reading = Pass(model, layers, statistics)
+    return reading
 
 
 def batch_pass(
@@ -117,25 +241,23 @@ def batch_pass(
 
 
 def gap(data: Data, met: Met) -> Gap | None:
-    """Try the model by its running statistics and by those of the data, on every other batch.
+    """Try the model by its running statistics, those of the data, and each batch's own.
 
-    On all where there are few.
+    On every other batch, as they come; on all where there are few.
     """
     if not met.estimates:
         return None
-    population = {name: population_of(each) for name, each in met.estimates.items()}
-    running, better = Score(), Score()
-    every = 2 if len(met.sizes) > FEW else 1
+    scores, every = Scores(met.judge), 2 if len(met.sizes) > FEW else 1
+    population, layers = met.population, batch_norms(data.model)
     with data.bar(-(-len(met.sizes) // every)) as bar:
         bar.begin("by statistics")
         for batch in islice(data, 0, None, every):
             good = output_by(data, batch, population)
-            met.judge.score(good, batch, good, better)
-            met.judge.score(output_by(data, batch, {}), batch, good, running)
+            with batch_pass(data.model, layers, wanted=()) as reading:
+                own = data.output(reading, batch)
+            scores.add(batch, (output_by(data, batch, {}), good, own), good)
             bar.advance()
-    accuracy = (running.accuracy, better.accuracy, met.by_batch.accuracy)
-    told = None if any(map(math.isnan, accuracy)) else accuracy
-    return Gap(met.judge.unit, running.mean, better.mean, met.by_batch.mean, told)
+    return scores.gap()
 
 
 def output_by(data: Data, batch: Any, statistics: Mapping[str, Statistics]) -> Any:
@@ -147,9 +269,13 @@ def output_by(data: Data, batch: Any, statistics: Mapping[str, Statistics]) -> A
 
 def population_of(estimate: LayerEstimate) -> Statistics:
     """Give mean and unbiased variance of all that a layer met, as its buffers hold them."""
-    like = estimate.layer.running_mean
+    return _as_buffers(estimate.layer, estimate.mean, variance_of(estimate.moments))
+
+
+def _as_buffers(layer: _NormBase, mean: Tensor, variance: Tensor) -> Statistics:
+    like = layer.running_mean
     assert like is not None, "only layers with averages are measured"
-    return estimate.mean.to(like.dtype), variance_of(estimate.moments).to(like.dtype)
+    return mean.to(like), variance.to(like)
 
 
 def variance_of(moments: Moments) -> torch.Tensor:

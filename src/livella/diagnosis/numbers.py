@@ -34,9 +34,14 @@ def told(layer: Layer, met: Met, model: nn.Module) -> Layer:
 
 
 def measured(estimate: LayerEstimate, met: Met) -> Measured:
-    """Put what one layer met into plain numbers."""
-    moments, first = estimate.moments, estimate.records[0]
-    noise, effective = _noise(first, met.usual, estimate.layer.eps)
+    """Put what one layer met into plain numbers.
+
+    The moments are those of the population; what batches are worth, and how they differ, is of the
+    batches as they came.
+    """
+    as_given = met.as_given[estimate.name]
+    moments, first = estimate.moments, as_given.records[0]
+    noise, effective = _noise(estimate.records[0], met.usual, estimate.layer.eps)
     return Measured(
         calls=met.callers.calls[estimate.name],
         samples=0 if first.scatter is None else first.scatter.samples,
@@ -47,7 +52,7 @@ def measured(estimate: LayerEstimate, met: Met) -> Measured:
         error=estimate.error,
         noise=noise,
         effective=effective,
-        excess=estimate.excess,
+        excess=as_given.excess,
         apart=estimate.apart,
     )
 

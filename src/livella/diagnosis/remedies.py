@@ -49,6 +49,8 @@ class Means:
     progress: bool | None
 
 
+MEASURE = "measure_statistics"
+"""The remedy that most of what is wrong with statistics needs."""
 Act = Callable[[nn.Module, tuple[Layer, ...], Means], None]
 
 
@@ -121,20 +123,26 @@ REMEDIES: dict[str, Remedy] = {
         "Keep its parameters and statistics in float32: norm.float(), or "
         'livella.set_update_policy(model, "guarded") before training; and measure them again.',
         _keep_in_float32,
-        also=("measure_statistics",),
+        also=(MEASURE,),
     ),
     "momentum": Remedy(
         Safety.STATISTICS,
         "Set momentum to one minus it (0.01 for 0.99), and measure the statistics again.",
         _momentum,
-        also=("measure_statistics",),
+        also=(MEASURE,),
+    ),
+    "no_momentum": Remedy(
+        Safety.STATISTICS,
+        "Set momentum to 0.1, torch's default, and measure the statistics again.",
+        _momentum,
+        also=(MEASURE,),
     ),
     "freeze": Remedy(
         Safety.EXACT,
         "livella.freeze(model, [layer]): it holds through model.train(), copies and checkpoints.",
         _freeze,
     ),
-    "measure_statistics": Remedy(
+    MEASURE: Remedy(
         Safety.STATISTICS,
         "Measure them again: livella.estimate_population(model, loader).apply(), a few hundred "
         "samples of training data, no labels, no training.",

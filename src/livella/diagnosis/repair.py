@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from livella.diagnosis import held_out
+from livella.diagnosis.checks.damage import of_beyond, of_model
 from livella.diagnosis.inspection import Inspection, inspect
-from livella.diagnosis.records import Gap
-from livella.diagnosis.remedies import REMEDIES, Means, wanted
-from livella.diagnosis.scoring import Loss
+from livella.diagnosis.measure import Data, JudgeOf
+from livella.diagnosis.records import Gap, Level
+from livella.diagnosis.remedies import MEASURE, REMEDIES, Means, wanted
+from livella.diagnosis.scoring import AUTO, Judge, Loss, Target
 from livella.model import feeding
 from livella.model.feeding import Forward
 from livella.report import inspection_html
 from livella.report.files import beside
 
 WORSE = 0.01
-"""By how much of itself the loss may grow, and 0.01 points the accuracy fall, to be the same."""
+"""By how much the score may fall, or where there is but a loss, by how much of itself it may grow,
+to be the same."""
+LOST = 0.005
+"""What of the score has to be lost to statistics for them to be measured, where no finding asks."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +41,7 @@ class Repair:
         before: the inspection of the model given.
         after: that of the copy.
         applied: the layers each remedy was applied to, by its id.
+        declined: why statistics were not measured though something spoke for it; empty otherwise.
 
     """
 
@@ -41,6 +49,7 @@ class Repair:
     before: Inspection
     after: Inspection
     applied: dict[str, tuple[str, ...]]
+    declined: str = ""
 
     @property
     def worse(self) -> str:
@@ -49,6 +58,23 @@ class Repair:
         if then is None or now is None:
             return ""
         return _worse(then, now)
+
+    @property
+    def left(self) -> str:
+        """What gap stays between training and use, and why; empty where there is none."""
+        gap = self.after.seen.gap
+        if of_model(self.after.seen) is not Level.NOTE:
+            reason = self.declined or "statistics measured on these data do not bring it back"
+            assert gap is not None, "what is lost was measured"
+            return f"{_percent(gap.lost)} of the score stay lost to statistics: {reason}"
+        if of_beyond(gap) is not Level.NOTE:
+            assert gap is not None, "what is lost was measured"
+            return (
+                f"{_percent(gap.beyond)} of the score are lost between the statistics of the data "
+                "and those of each batch, which no statistics bring back: it was learnt from what "
+                "else is in a batch; shuffle the data and train on"
+            )
+        return ""
 
     def to_html(self) -> str:
         """Give a page of what was seen before and after."""
@@ -73,15 +99,15 @@ class Repair:
         return path
 
     def __str__(self) -> str:
-        """Say what was done and what it brought."""
+        """Say what was done and what it brought, and what stays."""
         lines = [f"{name}: {', '.join(layers)}" for name, layers in self.applied.items()]
-        lines = lines or ["nothing was found that a repair may change"]
+        if not lines:
+            lines = ["nothing was changed" if self.left else "nothing to do: no gap was found"]
         then, now = self.before.seen.gap, self.after.seen.gap
         if then is not None and now is not None and self.applied:
-            lines.append(f"{then.unit}: {then.running:.4g} → {now.running:.4g}")
-            if then.accuracy is not None and now.accuracy is not None:
-                lines.append(f"accuracy: {then.accuracy[0]:.2%} → {now.accuracy[0]:.2%}")
-        left = [f for f in self.after.findings if f.level.rank > 0]
+            lines += _brought(then, now)
+        lines += [f"a gap stays: {self.left}"] if self.left else []
+        left = [f for f in self.after.findings if f.level is not Level.NOTE]
         lines += [f"left: {f.layer or 'the model'}: {f.check} ({_advice(f.remedy)})" for f in left]
         return "\n".join(lines)
 
@@ -92,28 +118,34 @@ def repair(
     *,
     deploy: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    target: Target = AUTO,
     changing: bool = False,
     forward: Forward | None = None,
+    ignore: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Repair:
-    """Mend what `inspect` finds wrong, on a copy, and inspect that again.
+    """Mend what is wrong with the normalization of a model, on a copy, and inspect that again.
 
-    Applied are remedies that keep the function in use (`Safety.EXACT`), and statistics measured on
-    the batches, which need no labels (`Safety.STATISTICS`); with `changing` also those that change
-    the function by intent (`livella.adapt` to the deployment data). Labels, where the batches have
-    them, only tell loss and accuracy before and after. See `livella.diagnosis.remedies.REMEDIES`.
+    Statistics are measured on the batches, which needs no labels, wherever they do better than the
+    running ones: whatever was found, and in whatever order the data come. That is tried before, on
+    a quarter of the examples, by statistics of the other three. Besides, remedies are applied that
+    keep the function in use (`Safety.EXACT`), and with `changing` also those that change it by
+    intent (`livella.adapt` to the deployment data). See `livella.diagnosis.remedies.REMEDIES`.
 
     Args:
         model: as in `inspect`; it is left bit for bit as it was.
-        batches: of training.
+        batches: of training, in any order; of any size.
         deploy: of the data met in use.
         loss: as in `inspect`.
+        target: as in `inspect`.
         changing: apply what changes the function too. Default: false.
         forward: as in `inspect`.
+        ignore: as in `inspect`; what is ignored is not mended.
         progress: show a bar. Default: if standard error is a terminal.
 
     Returns:
-        The repair: `.model`, `.before`, `.after`, `.applied`, `.worse`, `.write(path)`; `print` it.
+        The repair: `.model`, `.before`, `.after`, `.applied`, `.worse`, `.left`, `.write(path)`;
+        `print` it.
 
     Raises:
         ValueError: what `inspect` and `estimate_population` raise.
@@ -127,31 +159,96 @@ def repair(
     """
     model = feeding.unwrap(model)
     options: dict[str, Any] = {
-        "deploy": deploy, "loss": loss, "forward": forward, "progress": progress,
+        "deploy": deploy, "loss": loss, "target": target, "forward": forward, "ignore": ignore,
+        "progress": progress,
     }  # fmt: skip
     before = inspect(model, batches, **options)
+    data = Data(model, batches, forward or feeding.feed, progress)
+    judge_of = functools.partial(Judge.of, loss=loss, target=target, model=model)
+    asked, declined = _asked(before, data, judge_of, changing)
     mended = copy.deepcopy(model)
     means = Means(batches, deploy, forward or feeding.feed, progress)
     applied: dict[str, tuple[str, ...]] = {}
     with warnings.catch_warnings():  # what they warn of was found already
         warnings.simplefilter("ignore", UserWarning)
-        for name, layers in wanted(before.findings, changing).items():
+        for name, layers in asked.items():
             act = REMEDIES[name].act
             assert act is not None
             chosen = tuple(layer for layer in before.seen.layers if layer.name in layers)
             act(mended, chosen, means)
             applied[name] = tuple(layer.name for layer in chosen)
     after = inspect(mended, batches, **options) if applied else before
-    return Repair(mended, before, after, applied)
+    return Repair(mended, before, after, applied, declined)
+
+
+def _asked(
+    before: Inspection, data: Data, judge_of: JudgeOf, changing: bool
+) -> tuple[dict[str, list[str]], str]:
+    """Give the remedies to apply, with their layers; and why statistics are not measured."""
+    asked = wanted(before.findings, changing)
+    asked.pop(MEASURE, None)
+    layers = _to_measure(before)
+    if not layers:
+        return asked, ""
+    if not _measurable(before):
+        return asked, "every layer that keeps statistics is frozen; livella.unfreeze(model) first"
+    held = held_out.gap(data, judge_of)
+    if held.lost < -held.error or held.lost <= 0 and not _is_broken(before):
+        return asked, (
+            f"statistics measured on three quarters of the data do no better on the last one "
+            f"({held.score.population:.3g} against {held.score.running:.3g}): the data are few, or "
+            "not those of training"
+        )
+    named = {name: asked.get(name, []) for name in REMEDIES}
+    return {k: v for k, v in (named | {MEASURE: layers}).items() if v}, ""
+
+
+def _to_measure(before: Inspection) -> list[str]:
+    """Name the layers whose statistics are to be measured: those that findings say, or the gap."""
+    gap = before.seen.gap
+    asked = [f for f in before.findings if f.level is not Level.NOTE and _asks(f.remedy)]
+    lost = gap is not None and gap.lost > max(gap.error, LOST)
+    if not asked and not lost:
+        return []
+    named = [f.layer for f in asked if f.layer]
+    shared = [layer.name for layer in before.seen.layers if layer.share and layer.name not in named]
+    return named + shared or [each.name for each in before.seen.layers if each.off is not None]
+
+
+def _asks(remedy: str) -> bool:
+    return remedy == MEASURE or remedy in REMEDIES and MEASURE in REMEDIES[remedy].also
+
+
+def _measurable(before: Inspection) -> bool:
+    return any(layer.off is not None and not layer.frozen for layer in before.seen.layers)
+
+
+def _is_broken(before: Inspection) -> bool:
+    """Whether what is stored is wrong by itself, whatever it scores."""
+    return any(f.level is Level.ERROR and _asks(f.remedy) for f in before.findings)
+
+
+def _brought(then: Gap, now: Gap) -> Iterator[str]:
+    if then.loss is not None and now.loss is not None:
+        yield f"loss: {then.loss.running:.4g} → {now.loss.running:.4g}"
+    name = then.counted or "agreement with the outputs by the statistics of the data"
+    yield f"score ({name}): {_percent(then.score.running)} → {_percent(now.score.running)}"
 
 
 def _worse(then: Gap, now: Gap) -> str:
-    if math.isfinite(then.running) and not now.running <= then.running * (1 + WORSE) + 1e-9:
-        return f"{then.unit} {then.running:.4g} → {now.running:.4g}"
-    if then.accuracy is None or now.accuracy is None:
+    before, after = then.score.running, now.score.running
+    if after < before - WORSE:
+        return f"score {_percent(before)} → {_percent(after)}"
+    if then.counted or then.loss is None or now.loss is None:
         return ""
-    before, after = then.accuracy[0], now.accuracy[0]
-    return f"accuracy {before:.2%} → {after:.2%}" if after < before - WORSE else ""
+    old, new = then.loss.running, now.loss.running
+    if math.isfinite(old) and not new <= old * (1 + WORSE) + 1e-9:
+        return f"loss {old:.4g} → {new:.4g}"
+    return ""
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}"
 
 
 def _advice(remedy: str) -> str:

@@ -6,58 +6,78 @@ import math
 
 from livella.diagnosis.records import Gap, Layer, Level, Seen
 
-SOME, MUCH = 0.02, 0.1
-"""Of the loss by the data's own statistics, or of the outputs' variance."""
-POINTS = (0.01, 0.03)
-"""Of accuracy."""
+POINTS = (0.02, 0.03)
+"""Of the score, lost to statistics: what is worth a warning, and what is an error."""
+MUCH = 0.2
+"""Without labels, which would say what is right: what is an error where layers are far off."""
 SHIFT, FAR = 0.3, 1.0
 """How far statistics are apart, in σ, to be worth telling, and to be wrong."""
-PART = 0.05
-"""A layer with less than this share of the gap is not to blame for it."""
+BLAMED = 0.9
+"""The layers with the largest shares are to blame, as many as it takes for so much of the gap."""
 
 
 def of_gap(gap: Gap | None) -> Level:
     """Say how much it matters that the running statistics are not those of the data."""
-    if gap is None:
+    if gap is None or gap.lost - gap.error <= 0:
         return Level.NOTE
-    if not math.isfinite(gap.running):
+    some, much = POINTS if gap.counted else (POINTS[1], MUCH)
+    if gap.lost >= much:
         return Level.ERROR
-    if gap.unit == "loss":
-        relative = gap.recoverable / max(abs(gap.population), 1e-12)
-        # A loss of next to nothing may grow tenfold and still be nothing.
-        relative = min(relative, gap.recoverable / 0.05)
-    else:
-        relative = gap.running
-    lost = 0.0 if gap.accuracy is None else gap.accuracy[1] - gap.accuracy[0]
-    # Where accuracy is known it says what matters; a loss that doubles matters too.
-    much = MUCH if gap.accuracy is None else 1.0
-    if relative > much or lost > POINTS[1]:
-        return Level.ERROR
-    return Level.WARNING if relative > SOME or lost > POINTS[0] else Level.NOTE
+    return Level.WARNING if gap.lost >= some else Level.NOTE
+
+
+def of_model(seen: Seen) -> Level:
+    """Say how much the gap matters: an error without labels only where a layer is far off."""
+    level = of_gap(seen.gap)
+    if seen.gap is None or seen.gap.counted or any(distance(each) > FAR for each in seen.layers):
+        return level
+    return min(level, Level.WARNING, key=lambda each: each.rank)
+
+
+def of_beyond(gap: Gap | None) -> Level:
+    """Say how much it matters that no statistics do as well as each batch's own."""
+    if gap is None or gap.beyond < POINTS[0]:
+        return Level.NOTE
+    return Level.WARNING
+
+
+def blamed(seen: Seen) -> frozenset[str]:
+    """Name the layers that answer for nearly all of the gap."""
+    found: list[str] = []
+    covered = 0.0
+    for layer in sorted(seen.layers, key=lambda each: -(each.share or 0.0)):
+        if covered >= BLAMED or not layer.share:
+            break
+        found.append(layer.name)
+        covered += layer.share
+    return frozenset(found)
 
 
 def of_layer(seen: Seen, layer: Layer) -> Level:
     """Say how much it matters what this layer's running statistics are."""
-    if layer.share is None or layer.share < PART:
-        return Level.NOTE
-    level = of_gap(seen.gap)
-    labelled = seen.gap is not None and seen.gap.unit == "loss"
-    if labelled or distance(layer) > FAR:
-        return level
-    # Without labels nobody knows which outputs are right; and data may not be those of training.
-    if distance(layer) <= SHIFT:
-        return Level.NOTE
-    return min(level, Level.WARNING, key=lambda each: each.rank)
+    return of_model(seen) if layer.name in blamed(seen) else Level.NOTE
 
 
 def distance(layer: Layer) -> float:
     """How far its running statistics are from the data, in σ or as |ln σ ratio|, the larger."""
     off = layer.off
-    if off is None or not off.ratio > 0:
+    if off is None:
+        return 0.0
+    if not off.ratio > 0:
         return math.inf
     return max(off.offset, abs(0.5 * math.log(off.ratio)))
 
 
-def raised(least: Level, seen: Seen, layer: Layer) -> Level:
-    """Give the level of a cause: at least this, and that of the damage that comes of it."""
-    return max(least, of_layer(seen, layer), key=lambda level: level.rank)
+def of_cause(seen: Seen, layer: Layer) -> Level:
+    """Give the level of what spoils a layer's statistics: that of the damage, where it is measured.
+
+    A warning where nothing was measured, or where no batch reached the layer.
+    """
+    if seen.gap is None or layer.measured is None:
+        return Level.WARNING
+    return of_layer(seen, layer)
+
+
+def worse(one: Level, other: Level) -> Level:
+    """Give the higher of two levels."""
+    return max(one, other, key=lambda level: level.rank)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from livella.diagnosis.checks.damage import of_layer, raised
+from livella.diagnosis.checks.damage import of_cause, of_layer
+from livella.diagnosis.checks.finding import finding
 from livella.diagnosis.records import Finding, Level, Seen
 
 LARGE_MOMENTUM = 0.5
@@ -16,27 +17,28 @@ def momentum(seen: Seen) -> Iterator[Finding]:
 
     Torch's momentum is the share of the *new* batch; TensorFlow, Keras and papers give that of the
     old average. 0.99 meant so keeps, in torch, the last batch and hardly anything else: evaluation
-    is as noisy as one batch (vision issue 8250). With 0 nothing is ever taken in. Known limit: a
-    last epoch at a high momentum may be meant. Remedy: one minus it, and measure again; both leave
-    the function in training alone.
+    is as noisy as one batch (vision issue 8250). With 0 nothing is ever taken in. A note where the
+    statistics cost nothing on the data all the same. Known limit: a last epoch at a high momentum
+    may be meant. Remedy: one minus it, or 0.1 for 0, and measure again; both leave the function in
+    training alone.
     """
     for layer in seen.layers:
         if layer.family != "batch" or layer.momentum is None or not layer.tracks:
             continue
         numbers = {"momentum": layer.momentum}
         if layer.momentum >= LARGE_MOMENTUM:
-            yield Finding(
-                "momentum", raised(Level.WARNING, seen, layer), layer.name,
+            yield finding(
+                of_cause(seen, layer), layer.name,
                 f"momentum = {layer.momentum:g} is the share of each new batch here: training "
                 "leaves the running statistics of its last batch or two. In TensorFlow's sense "
                 f"it would be {1 - layer.momentum:.3g}.",
-                "momentum", layer.share, numbers,
+                "momentum", share=layer.share, numbers=numbers,
             )  # fmt: skip
         elif layer.momentum == 0 and not layer.frozen:
-            yield Finding(
-                "momentum", raised(Level.WARNING, seen, layer), layer.name,
+            yield finding(
+                of_cause(seen, layer), layer.name,
                 "momentum = 0: no batch of training is ever taken into the running statistics.",
-                "momentum", layer.share, numbers,
+                "no_momentum", share=layer.share, numbers=numbers,
             )  # fmt: skip
 
 
@@ -50,12 +52,12 @@ def low_precision(seen: Seen) -> Iterator[Finding]:
     """
     for layer in seen.layers:
         if layer.statistics_dtype in ("bfloat16", "float16"):
-            yield Finding(
-                "low_precision", raised(Level.WARNING, seen, layer), layer.name,
+            yield finding(
+                of_cause(seen, layer), layer.name,
                 f"The running statistics are kept in {layer.statistics_dtype}: small steps round "
                 "to nothing, and they come to rest before they reach the mean.",
                 "keep_in_float32" if of_layer(seen, layer) is Level.NOTE else "measure_in_float32",
-                layer.share, {},
+                share=layer.share,
             )  # fmt: skip
 
 
@@ -75,11 +77,11 @@ def counters(seen: Seen) -> Iterator[Finding]:
         return
     for layer in seen.layers:
         if layer.counter is not None and layer.counter != usual:
-            yield Finding(
-                "counters", Level.NOTE, layer.name,
+            yield finding(
+                Level.NOTE, layer.name,
                 f"It counted {layer.counter:,} batches where most layers counted {usual:,}: it was "
                 "frozen or skipped for a while, called more than once, or added later.",
-                "", None, {"counter": layer.counter, "usual": usual},
+                "", numbers={"counter": layer.counter, "usual": usual},
             )  # fmt: skip
 
 
@@ -110,7 +112,8 @@ def frozen_in_name_only(seen: Seen) -> Iterator[Finding]:
             )
         else:
             continue
-        yield Finding("frozen_in_name_only", Level.WARNING, layer.name, said, "freeze")
+        yield finding(
+                Level.WARNING, layer.name, said, "freeze")
 
 
 def weight_decay(seen: Seen) -> Iterator[Finding]:
@@ -124,11 +127,11 @@ def weight_decay(seen: Seen) -> Iterator[Finding]:
     decayed = [layer for layer in seen.layers if layer.decay and layer.trains]
     if decayed:
         most = max(layer.decay or 0.0 for layer in decayed)
-        yield Finding(
-            "weight_decay", Level.NOTE, decayed[0].name,
+        yield finding(
+                Level.NOTE, decayed[0].name,
             f"Weight decay of {most:g} on γ and β of {len(decayed)} layers: most recipes leave "
             "them out.",
-            "no_decay", None, {"decay": most, "layers": len(decayed)},
+            "no_decay", numbers={"decay": most, "layers": len(decayed)},
         )  # fmt: skip
 
 
@@ -142,8 +145,8 @@ def batch_statistics_in_evaluation(seen: Seen) -> Iterator[Finding]:
     """
     for layer in seen.layers:
         if layer.family == "batch" and layer.running_mean is None:
-            yield Finding(
-                "batch_statistics_in_evaluation", Level.WARNING, layer.name,
+            yield finding(
+                Level.WARNING, layer.name,
                 "It keeps no running statistics: in eval() too each example is normalized by "
                 "whatever else is in its batch.",
                 "track_statistics",
@@ -161,11 +164,11 @@ def unsynchronized(seen: Seen) -> Iterator[Finding]:
         return
     for layer in seen.layers:
         if layer.family == "batch" and "Sync" not in layer.kind and not layer.frozen:
-            yield Finding(
-                "unsynchronized", Level.WARNING, layer.name,
+            yield finding(
+                Level.WARNING, layer.name,
                 f"Each of {seen.processes} processes normalizes its own {seen.batch} samples; "
                 f"together they would have {seen.processes * seen.batch}.",
-                "synchronize", None, {"processes": seen.processes, "batch": seen.batch},
+                "synchronize", numbers={"processes": seen.processes, "batch": seen.batch},
             )  # fmt: skip
 
 
@@ -176,8 +179,8 @@ def unequal_processes(seen: Seen) -> Iterator[Finding]:
     processes, safe.
     """
     for name in seen.unequal:
-        yield Finding(
-            "unequal_processes", Level.WARNING, name,
+        yield finding(
+                Level.WARNING, name,
             f"Its running statistics differ among the {seen.processes} processes; a checkpoint "
             "holds those of one.",
             "measure_statistics",

@@ -6,8 +6,18 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
-from livella.diagnosis.checks.damage import FAR, MUCH, SHIFT, distance, of_layer, raised
-from livella.diagnosis.records import Finding, Level, Seen
+from livella.diagnosis.checks.damage import (
+    FAR,
+    SHIFT,
+    blamed,
+    distance,
+    of_beyond,
+    of_layer,
+    of_model,
+    worse,
+)
+from livella.diagnosis.checks.finding import finding
+from livella.diagnosis.records import Finding, Gap, Layer, Level, Seen
 
 SLIGHT = 0.05
 """How far statistics are from the data, in σ, to do harm at all."""
@@ -16,6 +26,37 @@ SHOWN = 0.005
 SMALL_BATCH = 4
 NOISY = 0.25
 """How far the mean of a batch is from that of the data, in σ, to be called noise."""
+LIKELY = 3.0
+"""How many standard deviations averages of such batches may be off by the chance of the batches."""
+
+
+def statistics_gap(seen: Seen) -> Iterator[Finding]:
+    """A network that does worse by its running statistics than by those of the data.
+
+    The verdict of the inspection: measured on the data, with the statistics of every layer, and
+    independent of which layers and causes are found. By labels, what is lost of the score; without,
+    how far the outputs are from those by the statistics of the data, a warning at most unless a
+    layer is more than 1 σ away, as nobody knows which outputs are right. Known limit: it compares
+    with the data given. Remedy: measure the statistics again, safe.
+    """
+    level = of_model(seen)
+    if seen.gap is None or level is Level.NOTE:
+        return
+    score, lost = seen.gap.score, seen.gap.lost
+    if seen.gap.counted in PLAIN:
+        said = f"{score.running:.1%} right by its running statistics, {score.population:.1%}"
+    elif seen.gap.counted:
+        said = f"A score of {score.running:.3g} by its running statistics, {score.population:.3g}"
+    else:
+        said = f"Its outputs are {lost:.1%} away from those"
+    yield finding(
+        level, "", f"{said} by the statistics of the data.", "measure_statistics",
+        numbers={"running": score.running, "population": score.population, "lost": lost},
+    )  # fmt: skip
+
+
+PLAIN = ("class numbers", "one-hot labels", "soft labels", "pixels", "multi-label")
+"""What is counted as right or wrong."""
 
 
 def stale_statistics(seen: Seen) -> Iterator[Finding]:
@@ -24,9 +65,8 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
     In evaluation a layer then normalizes by other moments than those it was trained with: good in
     `train()`, bad in `eval()` (pytorch issues 4741, 5406). Too few batches, too small ones, weights
     that moved or were averaged since, and data that were normalized otherwise are the usual causes.
-    The level is that of the damage; without labels, which would say what is right, a warning at
-    most unless they are more than 1 σ away. Known limit: it compares with the data given; of
-    other data they may be right. Remedy: measure them again, safe.
+    The level is that of the damage where the layer answers for a part of it. Known limit: it
+    compares with the data given; of other data they may be right. Remedy: measure them again, safe.
     """
     for layer in sorted(seen.layers, key=lambda each: -(each.share or 0.0)):
         off, level = layer.off, of_layer(seen, layer)
@@ -35,12 +75,12 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
         costs = "It costs nothing that shows on these data."
         if layer.share is not None and layer.share >= SHOWN:
             costs = f"It answers for {layer.share:.0%} of the gap."
-        yield Finding(
-            "stale_statistics", level, layer.name,
+        yield finding(
+            level, layer.name,
             f"Its running statistics are not those of the data: means off by {off.offset:.2g} σ, "
             f"variances {off.ratio:.2g} times as large. {costs}",
-            "measure_statistics", layer.share,
-            {"offset": off.offset, "ratio": off.ratio, "divergence": off.divergence},
+            "measure_statistics", share=layer.share,
+            numbers={"offset": off.offset, "ratio": off.ratio, "divergence": off.divergence},
         )  # fmt: skip
 
 
@@ -60,12 +100,11 @@ def deployment_shift(seen: Seen) -> Iterator[Finding]:
         size = max(shift.offset, abs(0.5 * math.log(max(shift.ratio, 1e-12))))
         if size <= SHIFT:
             continue
-        yield Finding(
-            "deployment_shift", Level.ERROR if size > FAR else Level.WARNING, layer.name,
+        yield finding(
+                Level.ERROR if size > FAR else Level.WARNING, layer.name,
             f"Deployment data are not as in training from here on: means {shift.offset:.2g} σ "
             f"away, variances {shift.ratio:.2g} times as large.",
-            "adapt", None,
-            {"offset": shift.offset, "ratio": shift.ratio, "divergence": shift.divergence},
+            "adapt", numbers={"offset": shift.offset, "ratio": shift.ratio, "divergence": shift.divergence},
         )  # fmt: skip
         return
 
@@ -75,7 +114,8 @@ def ordered_data(seen: Seen) -> Iterator[Finding]:
 
     Sorted by class, by length or by source, each batch is a sample of something else: in training
     each is normalized by its own moments, and the running statistics are those of the last ones
-    (Ioffe 2017, "Batch Renormalization", section 4, draws images of few classes). Known limit:
+    (Ioffe 2017, "Batch Renormalization", section 4, draws images of few classes). A note where
+    nothing in the network speaks of it: data for evaluation may come in any order. Known limit:
     fewer than four batches say nothing. Remedy: shuffle; where that cannot be, batch
     renormalization or group norm.
     """
@@ -86,11 +126,17 @@ def ordered_data(seen: Seen) -> Iterator[Finding]:
     )
     if worst is None or worst.measured is None or worst.measured.excess <= 2:
         return
-    yield Finding(
-        "ordered_data", raised(Level.WARNING, seen, worst), worst.name,
+    level = of_beyond(seen.gap)
+    if _by_chance(seen, excess=True):
+        level = worse(level, of_model(seen))
+    so = "the data come in an order, and no batch stands for all of them"
+    if level is Level.NOTE:
+        so = "the data come in an order, which matters only where they train"
+    yield finding(
+        level, worst.name,
         f"Batches differ {worst.measured.excess:.3g} times more than chance allows, most at this "
-        "layer: the data come in an order, and no batch stands for all of them.",
-        "shuffle", worst.share, {"excess": worst.measured.excess},
+        f"layer: {so}.",
+        "shuffle", share=worst.share, numbers={"excess": worst.measured.excess},
     )  # fmt: skip
 
 
@@ -100,8 +146,9 @@ def small_batch(seen: Seen) -> Iterator[Finding]:
     The mean of a batch scatters about that of the data by σ/√m with m independent values; the
     positions of a map resemble each other, so m is less than N·H·W. Noise of a quarter of σ and
     more costs accuracy (Wu & He 2018, "Group Normalization", figure 1; Ioffe 2017), and running
-    statistics inherit it. Known limit: it judges the batches given. Remedy: larger batches,
-    `livella.accumulate`, or kinds that do not depend on the batch.
+    statistics inherit it: the level is that of the damage where these are as far off as averages of
+    such batches are by chance. A note otherwise: batches for evaluation may be of any size. Remedy:
+    larger batches, `livella.accumulate`, or kinds that do not depend on the batch.
     """
     met = [layer for layer in seen.layers if layer.measured is not None and not layer.frozen]
     worst = max(met, key=lambda each: each.measured.noise if each.measured else 0.0, default=None)
@@ -110,13 +157,32 @@ def small_batch(seen: Seen) -> Iterator[Finding]:
     noise, effective = worst.measured.noise, worst.measured.effective
     if noise <= NOISY and seen.batch > SMALL_BATCH:
         return
-    yield Finding(
-        "small_batch", raised(Level.WARNING, seen, worst), worst.name,
+    level = of_model(seen) if _by_chance(seen, excess=False) else Level.NOTE
+    only = "" if level is not Level.NOTE else " It matters only where they train."
+    yield finding(
+        level, worst.name,
         f"A batch of {seen.batch} is worth {effective:.3g} independent values here "
-        f"(of {worst.measured.values:,.0f}): its means scatter by {noise:.2g} σ.",
-        "larger_batch", worst.share,
-        {"noise": noise, "effective": effective, "batch": seen.batch},
+        f"(of {worst.measured.values:,.0f}): its means scatter by {noise:.2g} σ.{only}",
+        "larger_batch", share=worst.share,
+        numbers={"noise": noise, "effective": effective, "batch": seen.batch},
     )  # fmt: skip
+
+
+def _by_chance(seen: Seen, *, excess: bool) -> bool:
+    """Whether the layers to blame are as far off as averages of such batches are by chance."""
+    layers = [layer for layer in seen.layers if layer.name in blamed(seen)]
+    return bool(layers) and all(_is_likely(layer, excess) for layer in layers)
+
+
+def _is_likely(layer: Layer, excess: bool) -> bool:
+    """A moving average scatters by √(m/(2 − m)) of what a batch does; in an order, by all of it."""
+    met, off = layer.measured, layer.off
+    if met is None or off is None or layer.momentum is None:
+        return False
+    chance = met.noise * math.sqrt(layer.momentum / (2 - layer.momentum))
+    if excess:
+        chance = met.noise * math.sqrt(met.excess)
+    return off.offset <= LIKELY * chance
 
 
 def not_of_the_statistics(seen: Seen) -> Iterator[Finding]:
@@ -124,20 +190,23 @@ def not_of_the_statistics(seen: Seen) -> Iterator[Finding]:
 
     With the statistics of the data, the network still does worse than with those of each batch:
     it has learnt to use what else is in the batch, as it does where batches have few classes each,
-    or where a batch leaks its labels. Dropout is off in both. Remedy: shuffled batches in training,
-    or a kind that does not look at the batch.
+    or where a batch leaks its labels; or one layer serves data that differ. Dropout is off in both.
+    Remedy: shuffled batches in training, or a kind that does not look at the batch.
     """
     gap = seen.gap
-    if gap is None or gap.unit != "loss" or not math.isfinite(gap.beyond):
+    if gap is None or of_beyond(gap) is Level.NOTE:
         return
-    lost = 0.0 if gap.accuracy is None else gap.accuracy[2] - gap.accuracy[1]
-    if gap.beyond / max(abs(gap.batch), 0.05) > MUCH and (gap.accuracy is None or lost > 0.02):
-        yield Finding(
-            "not_of_the_statistics", Level.WARNING, "",
-            f"By the statistics of the data the loss is {gap.population:.3g}, by those of each "
-            f"batch {gap.batch:.3g}: it has learnt from what else is in a batch.",
-            "shuffle", None, {"beyond": gap.beyond},
-        )  # fmt: skip
+    yield finding(
+        Level.WARNING, "",
+        f"{_told(gap, gap.score.population)} by the statistics of the data, "
+        f"{_told(gap, gap.score.batch)} by those of each batch: it has learnt from what else is in "
+        "a batch.",
+        "shuffle", numbers={"beyond": gap.beyond},
+    )  # fmt: skip
+
+
+def _told(gap: Gap, score: float) -> str:
+    return f"{score:.1%} right" if gap.counted in PLAIN else f"a score of {score:.3g}"
 
 
 def gradient_flow(seen: Seen) -> Iterator[Finding]:
@@ -158,9 +227,9 @@ def gradient_flow(seen: Seen) -> Iterator[Finding]:
     middle = median(sizes)
     name, far = max(norms, key=lambda each: abs(math.log((each[1] or middle) / middle)))
     if far and max(sizes) / min(sizes) > 1000:
-        yield Finding(
-            "gradient_flow", Level.NOTE, name,
+        yield finding(
+                Level.NOTE, name,
             f"The gradient is {far / middle:.2g} times that of the middle layer here, and "
             f"{max(sizes) / min(sizes):.2g} times larger at one layer than at another.",
-            "", None, {"ratio": max(sizes) / min(sizes)},
+            "", numbers={"ratio": max(sizes) / min(sizes)},
         )  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from livella.diagnosis.checks.damage import raised
-from livella.diagnosis.records import Finding, Level, Seen
+from livella.diagnosis.checks.damage import of_beyond, of_cause, worse
+from livella.diagnosis.checks.finding import finding
+from livella.diagnosis.records import Finding, Level, Measured, Seen
 
-APART = 0.3
-"""How far calls are from each other, in σ, before one set of statistics fits them badly."""
+APART, SOMEWHAT = 0.3, 0.1
+"""How far calls are from each other, in σ, before one set of statistics fits them badly; and before
+it may, where something is lost that no statistics bring back."""
 MANY_CALLS = 4
 
 
@@ -21,19 +23,26 @@ def shared_layer(seen: Seen) -> Iterator[Finding]:
     come in different batches show as batches that differ (`ordered_data`). Remedy: a layer, or a
     domain (`livella.add_domains`), for each; in a recurrent loop `livella.nn.BatchNormLSTM`.
     """
+    costs = of_beyond(seen.gap)
     for layer in seen.layers:
         met = layer.measured
-        if met is None or met.calls < 2 or met.apart <= APART:
+        if met is None or not _is_shared(met, costs):
             continue
         looped = met.calls >= MANY_CALLS
-        yield Finding(
-            "shared_layer", raised(Level.WARNING, seen, layer), layer.name,
+        yield finding(
+                worse(costs, of_cause(seen, layer)), layer.name,
             f"A pass calls it {met.calls} times, on data up to {met.apart:.2g} σ apart: one set of "
             "running statistics fits none of them."
             + (" It looks like a step of a recurrent loop." if looped else ""),
             "recurrent" if looped else "domains",
-            layer.share, {"calls": met.calls, "apart": met.apart},
+            share=layer.share, numbers={"calls": met.calls, "apart": met.apart},
         )  # fmt: skip
+
+
+def _is_shared(met: Measured, costs: Level) -> bool:
+    """Whether the calls of a layer differ by too much."""
+    most = APART if costs is Level.NOTE else SOMEWHAT
+    return met.calls > 1 and met.apart > most
 
 
 def reused_layer(seen: Seen) -> Iterator[Finding]:
@@ -43,14 +52,15 @@ def reused_layer(seen: Seen) -> Iterator[Finding]:
     momentum says, and the counter counts calls. Remedy: none is needed; a layer for each call where
     they may come to differ.
     """
+    costs = of_beyond(seen.gap)
     for layer in seen.layers:
         met = layer.measured
-        if met is not None and met.calls > 1 and met.apart <= APART:
-            yield Finding(
-                "reused_layer", Level.NOTE, layer.name,
+        if met is not None and met.calls > 1 and not _is_shared(met, costs):
+            yield finding(
+                Level.NOTE, layer.name,
                 f"A pass calls it {met.calls} times, on data that are alike ({met.apart:.2g} σ "
                 "apart): its running statistics move that much faster than its momentum says.",
-                "", None, {"calls": met.calls, "apart": met.apart},
+                "", numbers={"calls": met.calls, "apart": met.apart},
             )  # fmt: skip
 
 
@@ -63,8 +73,8 @@ def redundant_bias(seen: Seen) -> Iterator[Finding]:
     """
     for layer in seen.layers:
         if layer.source_bias and layer.family == "batch":
-            yield Finding(
-                "redundant_bias", Level.NOTE, layer.name,
+            yield finding(
+                Level.NOTE, layer.name,
                 f"{layer.source} ({layer.source_kind}) before it adds a bias, which it takes away "
                 "again.",
                 "no_bias",
@@ -85,13 +95,21 @@ def dropout_before(seen: Seen) -> Iterator[Finding]:
         if met is None or met.dropout is None or abs(met.dropout - 1) <= 0.1:
             continue
         share = sum(each.share or 0.0 for each in seen.layers[place:])
-        yield Finding(
-            "dropout_before", raised(Level.WARNING, seen, layer), layer.name,
+        yield finding(
+                _of_all(seen, place), layer.name,
             f"Dropout before it ({', '.join(seen.dropout[:3])}) makes the variance "
             f"{met.dropout:.3g} times that of evaluation, which its running variance is not for.",
-            "measure_statistics", share or None, {"ratio": met.dropout},
+            "measure_statistics", share=share or None, numbers={"ratio": met.dropout},
         )  # fmt: skip
         return  # the layers behind it see the same shift again; their shares are counted in
+
+
+def _of_all(seen: Seen, place: int) -> Level:
+    """The highest level of what is wrong with statistics from a place on."""
+    level = Level.NOTE
+    for layer in seen.layers[place:]:
+        level = worse(level, of_cause(seen, layer))
+    return level
 
 
 def one_value(seen: Seen) -> Iterator[Finding]:
@@ -103,8 +121,8 @@ def one_value(seen: Seen) -> Iterator[Finding]:
     for layer in seen.layers:
         met = layer.measured
         if layer.family == "batch" and met is not None and met.values == 1:
-            yield Finding(
-                "one_value", Level.ERROR, layer.name,
+            yield finding(
+                Level.WARNING, layer.name,
                 "A batch has one value a channel here, which has no variance: training raises an "
                 "error.",
                 "more_values",
@@ -120,8 +138,8 @@ def instance_of_one(seen: Seen) -> Iterator[Finding]:
     """
     for layer in seen.layers:
         if layer.family == "instance" and layer.positions == 1:
-            yield Finding(
-                "instance_of_one", Level.ERROR, layer.name,
+            yield finding(
+                Level.ERROR, layer.name,
                 "Its maps are 1×1: each value is its own mean, and only β comes out.",
                 "another_kind",
             )  # fmt: skip
@@ -134,7 +152,7 @@ def unreached(seen: Seen) -> Iterator[Finding]:
     heads that work in training alone are the usual case. Remedy: none.
     """
     for name in seen.unreached:
-        yield Finding(
-            "unreached", Level.NOTE, name,
+        yield finding(
+                Level.NOTE, name,
             "No batch reached it: its statistics could not be compared with anything.",
         )  # fmt: skip

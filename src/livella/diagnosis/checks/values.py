@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from livella.diagnosis.checks.damage import raised
+from livella.diagnosis.checks.damage import of_cause
+from livella.diagnosis.checks.finding import finding
 from livella.diagnosis.records import Finding, Layer, Level, Seen
 
 TINY = 1e-12
@@ -26,12 +27,12 @@ def not_finite(seen: Seen) -> Iterator[Finding]:
             told = ", ".join(f"{name} in {count} of {layer.features} channels"
                              for name, count in counts.items())  # fmt: skip
             statistics = all(name.startswith("running") for name in broken)
-            yield Finding(
-                "not_finite", Level.ERROR, layer.name,
+            yield finding(
+                Level.ERROR, layer.name,
                 f"NaN or infinity in {told}: every output of the network in eval() that depends "
                 "on them is lost.",
                 "measure_statistics" if statistics else "train_again",
-                layer.share, {name: float(count) for name, count in counts.items()},
+                share=layer.share, numbers={name: float(count) for name, count in counts.items()},
             )  # fmt: skip
 
 
@@ -44,11 +45,11 @@ def negative_variance(seen: Seen) -> Iterator[Finding]:
     for layer in seen.layers:
         bad = [v for v in layer.running_var or () if v < 0]
         if bad:
-            yield Finding(
-                "negative_variance", Level.ERROR, layer.name,
+            yield finding(
+                Level.ERROR, layer.name,
                 f"{len(bad)} of {layer.features} running variances are negative, down to "
                 f"{min(bad):.3g}: no square root of them is right.",
-                "measure_statistics", layer.share, {"channels": len(bad), "least": min(bad)},
+                "measure_statistics", share=layer.share, numbers={"channels": len(bad), "least": min(bad)},
             )  # fmt: skip
 
 
@@ -65,11 +66,11 @@ def never_updated(seen: Seen) -> Iterator[Finding]:
             continue
         if not any(mean) and all(value == 1 for value in var):
             counted = "" if layer.counter is None else f" after {layer.counter:,} counted batches"
-            yield Finding(
-                "never_updated", raised(Level.WARNING, seen, layer), layer.name,
+            yield finding(
+                of_cause(seen, layer), layer.name,
                 f"The running statistics are still those it was made with, mean 0 and variance "
                 f"1{counted}: in eval() it normalizes by nothing.",
-                "measure_statistics", layer.share, {"counter": float(layer.counter or 0)},
+                "measure_statistics", share=layer.share, numbers={"counter": float(layer.counter or 0)},
             )  # fmt: skip
 
 
@@ -85,11 +86,11 @@ def constant_channels(seen: Seen) -> Iterator[Finding]:
         var = layer.running_var or ()
         dead = sum(0 <= value < TINY for value in var)
         if dead:
-            yield Finding(
-                "constant_channels", Level.NOTE, layer.name,
+            yield finding(
+                Level.NOTE, layer.name,
                 f"{dead} of {layer.features} channels never vary (variance below {TINY:g}): they "
                 "give out β whatever comes in, and could be pruned.",
-                "prune", None, {"channels": dead, "share": dead / layer.features},
+                "prune", numbers={"channels": dead, "share": dead / layer.features},
             )  # fmt: skip
 
 
@@ -105,17 +106,17 @@ def large_eps(seen: Seen) -> Iterator[Finding]:
         var = [value for value in layer.running_var or () if value >= TINY]
         below = sum(value < layer.eps for value in var)
         if layer.eps == 0:
-            yield Finding(
-                "eps", Level.WARNING, layer.name,
+            yield finding(
+                Level.WARNING, layer.name,
                 "ε is 0: a channel that is constant in a batch becomes NaN.", "eps",
-                None, {"eps": 0.0},
+                numbers={"eps": 0.0},
             )  # fmt: skip
         elif var and 10 * below > len(var):
-            yield Finding(
-                "eps", Level.NOTE, layer.name,
+            yield finding(
+                Level.NOTE, layer.name,
                 f"ε = {layer.eps:g} is above the variance of {below} of {len(var)} channels, which "
                 "are damped by it rather than normalized.",
-                "eps", None, {"eps": layer.eps, "channels": below},
+                "eps", numbers={"eps": layer.eps, "channels": below},
             )  # fmt: skip
 
 
@@ -137,11 +138,11 @@ def silent_channels(seen: Seen) -> Iterator[Finding]:
             pairs = zip(weight, bias, strict=True)
             low = sum(w != 0 and b < -4 * abs(w) for w, b in pairs)
         if off or low:
-            yield Finding(
-                "silent_channels", Level.NOTE, layer.name,
+            yield finding(
+                Level.NOTE, layer.name,
                 f"{off} of {layer.features} channels have γ = 0, {low} more have β below −4·|γ|: "
                 "a ReLU behind them lets nothing through but outliers.",
-                "prune", None, {"off": off, "low": low},
+                "prune", numbers={"off": off, "low": low},
             )  # fmt: skip
 
 

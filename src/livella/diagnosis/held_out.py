@@ -1,0 +1,100 @@
+"""What statistics measured on a part of the data bring on the rest, which they have not seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from livella.diagnosis import mixture
+from livella.diagnosis.measure import (
+    Data,
+    JudgeOf,
+    batch_norms,
+    batch_pass,
+    can_be_mixed,
+    of_mixture,
+    of_rounds,
+    output_by,
+    population_of,
+)
+from livella.diagnosis.mixture import Mixture
+from livella.diagnosis.records import Gap
+from livella.diagnosis.scores import Scores
+from livella.model.estimate import LayerEstimate
+from livella.model.measure import Statistics
+
+PARTS = 4
+"""One of so many parts is held out."""
+
+
+def gap(data: Data, judge_of: JudgeOf) -> Gap:
+    """Measure statistics on three quarters of the data, and try them on the last one.
+
+    Examples are parted, or batches where these cannot be taken apart. Without labels, the outputs
+    to be trusted are those by the statistics of the part held out.
+    """
+    layers = batch_norms(data.model)
+    mixed = _mixed(data)
+    if mixed:
+        quarters = [mixture.cut(batch, _quarter(batch)) for batch in mixed]
+        held = [parts[0] for parts in quarters]
+        seen = [part for parts in quarters for part in parts[1:]] or held
+        found, right = of_mixture(data, layers, seen), of_mixture(data, layers, held)
+    else:
+        held_data = dataclasses.replace(data, batches=_Part(data.batches, held=True))
+        seen_data = dataclasses.replace(data, batches=_Part(data.batches, held=False))
+        found, right = of_rounds(seen_data, layers), of_rounds(held_data, layers)
+        held = held_data
+    return _tried(data, judge_of, held, _statistics(found), _statistics(right))
+
+
+def _tried(
+    data: Data,
+    judge_of: JudgeOf,
+    held: Iterable[Any],
+    found: dict[str, Statistics],
+    right: dict[str, Statistics],
+) -> Gap:
+    scores: Scores | None = None
+    layers = batch_norms(data.model)
+    for batch in held:
+        beside = output_by(data, batch, right)
+        scores = scores or Scores(judge_of(beside, batch))
+        with batch_pass(data.model, layers, wanted=()) as reading:
+            own = data.output(reading, batch)
+        outputs = (output_by(data, batch, {}), output_by(data, batch, found), own)
+        scores.add(batch, outputs, beside)
+    assert scores is not None, "there is a part to hold out where there are data"
+    return scores.gap()
+
+
+def _mixed(data: Data) -> list[Any]:
+    if not can_be_mixed(data):
+        return []
+    shown = Mixture()
+    for batch in data:
+        shown.show(batch)
+    return shown.batches()
+
+
+def _quarter(batch: Any) -> int:
+    return -(-mixture.feeding.samples_in(batch) // PARTS)
+
+
+def _statistics(found: dict[str, LayerEstimate]) -> dict[str, Statistics]:
+    return {name: population_of(each) for name, each in found.items()}
+
+
+class _Part:
+    """Every fourth batch, or the others; all of them where there are fewer than two."""
+
+    def __init__(self, batches: Iterable[Any], *, held: bool) -> None:
+        self._batches, self._held = batches, held
+        self._few = len(list(islice(batches, 2))) < 2
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self._batches):
+            if self._few or (number % PARTS == 0) is self._held:
+                yield batch
