@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-instruction-sets check kernels sanitize clean
+.PHONY: install demo test test-instruction-sets check evaluate kernels sanitize clean
 
 install: $(STAMP)
 
@@ -56,6 +56,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The judgement of the inspector, on networks nobody tuned it to; what is done goes on where it stopped.
+SEEDS ?= odd
+PAIRS ?= 300
+evaluate: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m evaluation --seeds $(SEEDS) --pairs $(PAIRS)
 
 clean:
 	rm -rf build $(VENV)
