@@ -82,10 +82,13 @@ SOURCES = {
 IMAGES, TABLES, SEQUENCES = ("digits", "fashion"), ("wine", "breast_cancer"), ("vowels",)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load(name: str) -> Data:
     """Give the data of this name: three examples of five for training, the others held out."""
-    x, y = (each.to(kind) for each, kind in zip(SOURCES[name](), (torch.float32, torch.int64)))
+    x, y = (
+        each.to(kind)
+        for each, kind in zip(SOURCES[name](), (torch.float32, torch.int64), strict=True)
+    )
     drawn = torch.rand(len(x), generator=torch.Generator().manual_seed(0))
     first = drawn.argsort() < 0.6 * len(x)
     axes = [0, *range(2, x.dim())] if name not in IMAGES else list(range(x.dim()))

@@ -1,4 +1,4 @@
-"""Loaders as people have them: shuffled, as stored or by class, of any batch, with labels or not."""
+"""Loaders as people have them: shuffled, as stored or by class, of any batch, labels or not."""
 
 from __future__ import annotations
 

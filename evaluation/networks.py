@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -56,7 +57,7 @@ class Residual(nn.Module):
 def residual(shape: Shape, classes: int, width: int, depth: int) -> nn.Module:
     """A ResNet: a stem, blocks, a wider block, blocks."""
     widths = [width] * (1 + (depth + 1) // 2) + [2 * width] * (1 + depth // 2)
-    blocks = [Residual(a, b) for a, b in zip(widths, widths[1:])]
+    blocks = [Residual(a, b) for a, b in itertools.pairwise(widths)]
     return nn.Sequential(_conv(shape[0], width), nn.ReLU(), *blocks, *_head(widths[-1], classes))
 
 
@@ -154,7 +155,7 @@ class UNet(nn.Module):
     @staticmethod
     def _stage(into: int, out: int, depth: int) -> nn.Sequential:
         steps = [into] + [out] * ((depth + 2) // 2)
-        pairs = zip(steps, steps[1:])
+        pairs = itertools.pairwise(steps)
         return nn.Sequential(*(part for a, b in pairs for part in (_conv(a, b), nn.ReLU())))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class ConvGRU(nn.Module):
                 nn.Sequential(
                     nn.Conv1d(a, b, 3, padding=1, bias=False), nn.BatchNorm1d(b), nn.ReLU()
                 )
-                for a, b in zip(widths, widths[1:])
+                for a, b in itertools.pairwise(widths)
             )
         )
         self.gru = nn.GRU(2 * width, 2 * width, batch_first=True)
@@ -199,7 +200,7 @@ IMAGE: dict[str, Family] = {
     "vgg": vgg, "unet": UNet,
 }  # fmt: skip
 FAMILIES: dict[str, Family] = {**IMAGE, "mlp": mlp, "sequence": sequence, "conv_gru": ConvGRU}
-"""By name: made of the shape of an example, the number of classes, a width and a depth of 1 to 4."""
+"""By name: made of the shape of an example, the number of classes, a width, a depth of 1 to 4."""
 
 
 def put_dropout(model: nn.Module, place: int, share: float) -> None:

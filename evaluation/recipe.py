@@ -58,8 +58,8 @@ def draw(seed: int) -> Recipe:
     random = np.random.default_rng(seed)
     families = list(networks.FAMILIES)
     family = families[(seed // 2) % len(families)]
-    known = {"mlp": data.TABLES + ("digits",), "sequence": data.SEQUENCES,
-             "conv_gru": data.SEQUENCES + ("digits",)}  # fmt: skip
+    known = {"mlp": (*data.TABLES, "digits"), "sequence": data.SEQUENCES,
+             "conv_gru": (*data.SEQUENCES, "digits")}  # fmt: skip
     adam = random.random() < 0.5
     return Recipe(
         seed=seed,

@@ -1,4 +1,4 @@
-"""What came of all cases: a table of scores by kinds of loaders, and the misses with their figures."""
+"""What came of all cases: scores by kinds of loaders, and the misses with their figures."""
 
 from __future__ import annotations
 
