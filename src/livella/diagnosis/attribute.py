@@ -27,8 +27,9 @@ NOTICEABLE = 0.05
 chance (at 95 %), to be tried."""
 EXACT = 6
 """Layers up to which all their subsets are tried."""
-PASSES = 3
-"""What attribution may cost, in evaluation passes over the data."""
+PASSES, WORK = 3, 100
+"""What attribution may cost, in evaluation passes over the data: so many at least, and of a
+network of few layers, whose passes cost little, as many as make so many passes of one layer."""
 EXAMPLES = (32, 512)
 """On how many examples a subset is tried, at least and at most."""
 WALKED = 16
@@ -109,7 +110,7 @@ def _of_many(game: Game, names: Layers) -> dict[Layers, Share]:
 def _within(group: Layers, share: Share, inside: Mapping[Layers, Share]) -> dict[Layers, Share]:
     """Share out what a group answers for: evenly, where it was not looked into."""
     even = Share(1 / len(group), 0.0 if len(group) == 1 else 1.0)
-    found = {}
+    found: dict[Layers, Share] = {}
     for name in group:
         part = inside.get((name,), even)
         error = math.hypot(share.error * part.of_gap, part.error * share.of_gap)
@@ -179,7 +180,7 @@ class Game:
     def __init__(self, data: Data, met: Met) -> None:
         self._data, self._judge, self._batches = data, met.judge, met.mixed
         self._population = met.population
-        self.budget = PASSES * sum(met.sizes)
+        self.budget = max(PASSES, WORK // max(1, len(met.estimates))) * sum(met.sizes)
         """Examples that may be tried, each time that one is."""
 
     def worth(self, batch: Any, good: Any, mended: Iterable[str]) -> Tensor:
@@ -196,7 +197,11 @@ class Game:
         weights = [1 / (k * math.comb(k - 1, size)) for size in range(k)]
         return {
             player: sum(
-                (weights[len(s)] * (worth[s | {player}] - worth[s]) for s in worth if player not in s),
+                (
+                    weights[len(s)] * (worth[s | {player}] - worth[s])
+                    for s in worth
+                    if player not in s
+                ),
                 torch.zeros(()),
             )
             for player in players

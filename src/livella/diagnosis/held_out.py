@@ -22,6 +22,7 @@ from livella.diagnosis.measure import (
 from livella.diagnosis.mixture import Mixture
 from livella.diagnosis.records import Gap
 from livella.diagnosis.scores import Scores
+from livella.model import feeding
 from livella.model.estimate import LayerEstimate
 from livella.model.measure import Statistics
 
@@ -36,7 +37,7 @@ def gap(data: Data, judge_of: JudgeOf) -> Gap:
     to be trusted are those by the statistics of the part held out.
     """
     layers = batch_norms(data.model)
-    mixed = _mixed(data)
+    mixed, held = _mixed(data), data.batches
     if mixed:
         quarters = [mixture.cut(batch, _quarter(batch)) for batch in mixed]
         held = [parts[0] for parts in quarters]
@@ -46,7 +47,7 @@ def gap(data: Data, judge_of: JudgeOf) -> Gap:
         held_data = dataclasses.replace(data, batches=_Part(data.batches, held=True))
         seen_data = dataclasses.replace(data, batches=_Part(data.batches, held=False))
         found, right = of_rounds(seen_data, layers), of_rounds(held_data, layers)
-        held = held_data
+        held = held_data.batches
     return _tried(data, judge_of, held, _statistics(found), _statistics(right))
 
 
@@ -59,7 +60,7 @@ def _tried(
 ) -> Gap:
     scores: Scores | None = None
     layers = batch_norms(data.model)
-    for batch in held:
+    for batch in feeding.on_device(data.model, held):
         beside = output_by(data, batch, right)
         scores = scores or Scores(judge_of(beside, batch))
         with batch_pass(data.model, layers, wanted=()) as reading:
@@ -80,7 +81,7 @@ def _mixed(data: Data) -> list[Any]:
 
 
 def _quarter(batch: Any) -> int:
-    return -(-mixture.feeding.samples_in(batch) // PARTS)
+    return -(-feeding.samples_in(batch) // PARTS)
 
 
 def _statistics(found: dict[str, LayerEstimate]) -> dict[str, Statistics]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella.diagnosis.callers import Callers
-from livella.diagnosis.mixture import CannotMix, Mixture, reversed_batch
+from livella.diagnosis.mixture import Mixture, UnmixableError, reversed_batch
 from livella.diagnosis.records import Gap
 from livella.diagnosis.scores import Scores
 from livella.diagnosis.scoring import Judge
@@ -110,6 +110,7 @@ def meet(data: Data, layers: Mapping[str, _NormBase], judge_of: JudgeOf, what: s
     else:
         met.estimates = of_rounds(data, layers)
         met.mixed = list(islice(data, FEW))
+    met.judge.trust(output_by(data, met.mixed[0], met.population))
     return met
 
 
@@ -140,7 +141,7 @@ def can_be_mixed(data: Data) -> bool:
     batch = next(iter(data))
     try:
         outputs = [output_by(data, each, {}) for each in (batch, reversed_batch(batch))]
-    except (CannotMix, *REFUSALS):
+    except (UnmixableError, *REFUSALS):
         return False
     samples = feeding.samples_in(batch)
     one, other = (list(feeding.tensors_in(each)) for each in outputs)

@@ -26,7 +26,7 @@ GROUPS = 4
 """Different shapes of examples from which on they can be mixed no more."""
 
 
-class CannotMix(Exception):
+class UnmixableError(Exception):
     """Batches that cannot be taken apart into examples and put together otherwise."""
 
 
@@ -52,7 +52,7 @@ class Mixture:
         self._largest = max(self._largest, samples)
         try:
             examples = _apart(batch, samples)
-        except CannotMix:
+        except UnmixableError:
             self._mixes, self._kept = False, []
             return
         if not self._kept and examples:
@@ -81,7 +81,7 @@ class Mixture:
             return []
         try:
             return [_together(part) for group in groups.values() for part in self._parts(group)]
-        except CannotMix:
+        except UnmixableError:
             return []
 
     def _parts(self, examples: list[Any]) -> Iterator[list[Any]]:
@@ -99,7 +99,7 @@ def cut(batch: Any, size: int) -> list[Any]:
     try:
         examples = _apart(batch, samples)
         return [_together(examples[k : k + size]) for k in range(0, samples, size)]
-    except CannotMix:
+    except UnmixableError:
         return [batch]
 
 
@@ -107,7 +107,7 @@ def reversed_batch(batch: Any) -> Any:
     """Give a batch with its examples in the opposite order.
 
     Raises:
-        CannotMix: it cannot be taken apart.
+        UnmixableError: it cannot be taken apart.
 
     """
     return _together(_apart(batch, feeding.samples_in(batch))[::-1])
@@ -124,7 +124,7 @@ def _apart(value: Any, samples: int) -> list[Any]:
     """Give what belongs to each example, in the same form."""
     if isinstance(value, Tensor):
         if not value.dim() or len(value) != samples:
-            raise CannotMix
+            raise UnmixableError
         return list(value.unbind(0))
     if isinstance(value, tuple | list):
         if len(value) == samples and not any(_goes_along(item, samples) for item in value):
@@ -136,7 +136,7 @@ def _apart(value: Any, samples: int) -> list[Any]:
         return [_like(value, row) for row in rows]
     if value is None or isinstance(value, str | int | float):
         return [value] * samples
-    raise CannotMix
+    raise UnmixableError
 
 
 def _rows(items: list[Any], samples: int) -> list[tuple[Any, ...]]:
@@ -162,7 +162,7 @@ def _together(parts: list[Any]) -> Any:
         columns = [[(_named(part) or {})[name] for part in parts] for name in named]
         return _like(first, [_together(column) for column in columns])
     if any(part != first for part in parts):
-        raise CannotMix
+        raise UnmixableError
     return first
 
 

@@ -137,16 +137,16 @@ REMEDIES: dict[str, Remedy] = {
         _momentum,
         also=(MEASURE,),
     ),
-    "freeze": Remedy(
-        Safety.EXACT,
-        "livella.freeze(model, [layer]): it holds through model.train(), copies and checkpoints.",
-        _freeze,
-    ),
     MEASURE: Remedy(
         Safety.STATISTICS,
         "Measure them again: livella.estimate_population(model, loader).apply(), a few hundred "
         "samples of training data, no labels, no training.",
         _measure,
+    ),
+    "freeze": Remedy(
+        Safety.EXACT,
+        "livella.freeze(model, [layer]): it holds through model.train(), copies and checkpoints.",
+        _freeze,
     ),
     "adapt": Remedy(
         Safety.CHANGING,

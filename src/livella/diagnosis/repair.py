@@ -193,7 +193,7 @@ def _asked(
     if not _measurable(before):
         return asked, "every layer that keeps statistics is frozen; livella.unfreeze(model) first"
     held = held_out.gap(data, judge_of)
-    if held.lost < -held.error or held.lost <= 0 and not _is_broken(before):
+    if held.lost < -held.error or (held.lost <= 0 and not _is_broken(before)):
         return asked, (
             f"statistics measured on three quarters of the data do no better on the last one "
             f"({held.score.population:.3g} against {held.score.running:.3g}): the data are few, or "
@@ -216,7 +216,7 @@ def _to_measure(before: Inspection) -> list[str]:
 
 
 def _asks(remedy: str) -> bool:
-    return remedy == MEASURE or remedy in REMEDIES and MEASURE in REMEDIES[remedy].also
+    return remedy == MEASURE or (remedy in REMEDIES and MEASURE in REMEDIES[remedy].also)
 
 
 def _measurable(before: Inspection) -> bool:

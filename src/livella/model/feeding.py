@@ -62,6 +62,18 @@ def feed(model: nn.Module, batch: Any) -> object:
     return model(batch)
 
 
+def given_to(model: nn.Module, batch: Any) -> set[int]:
+    """Give the ids of the tensors of a batch that `feed` gives to the model."""
+    given: Any = batch
+    if isinstance(batch, tuple | list):
+        given = batch[: max(1, len(_required(model)))]
+    elif (named := _fields(batch)) is not None:
+        known = {name: value for name, value in named.items() if name not in LABELS}
+        fitting = {name: value for name, value in known.items() if name in _names(model)}
+        given = fitting or dict(list(known.items())[:1])
+    return {id(tensor) for tensor in tensors_in(given)}
+
+
 def logits_in(output: object) -> Tensor:
     """Find the class scores, (N, K) or (N, K, ...), in what a model gives.
 

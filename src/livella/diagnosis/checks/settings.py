@@ -112,8 +112,7 @@ def frozen_in_name_only(seen: Seen) -> Iterator[Finding]:
             )
         else:
             continue
-        yield finding(
-                Level.WARNING, layer.name, said, "freeze")
+        yield finding(Level.WARNING, layer.name, said, "freeze")
 
 
 def weight_decay(seen: Seen) -> Iterator[Finding]:
