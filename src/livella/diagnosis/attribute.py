@@ -27,12 +27,12 @@ NOTICEABLE = 0.05
 chance (at 95 %), to be tried."""
 EXACT = 6
 """Layers up to which all their subsets are tried."""
-PASSES, WORK = 3, 100
+PASSES, WORK = 3, 200
 """What attribution may cost, in evaluation passes over the data: so many at least, and of a
 network of few layers, whose passes cost little, as many as make so many passes of one layer."""
 EXAMPLES = (32, 512)
 """On how many examples a subset is tried, at least and at most."""
-WALKED = 16
+WALKED = 32
 """Examples on which an order is tried; each pair of orders takes others."""
 LEAST = 8
 """Pairs of orders before which no interval is believed."""

@@ -256,6 +256,6 @@ def _logarithms(scores: Tensor) -> Tensor:
 
 def _other_shape(scores: Tensor, labels: Tensor) -> ValueError:
     return ValueError(
-        f"inspect: expected labels as in the first batch, got shape {tuple(labels.shape)} beside an "
-        f"output of shape {tuple(scores.shape)}; leave that batch out, or say target="
+        f"inspect: expected labels as in the first batch, got shape {tuple(labels.shape)} beside "
+        f"an output of shape {tuple(scores.shape)}; leave that batch out, or say target="
     )

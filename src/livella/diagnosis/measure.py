@@ -6,6 +6,7 @@ buffers' place and take them away again (`livella.model.measure`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella.diagnosis.callers import Callers
-from livella.diagnosis.mixture import Mixture, UnmixableError, reversed_batch
+from livella.diagnosis.mixture import Mixture, UnmixableError, halves, reversed_batch
 from livella.diagnosis.records import Gap
 from livella.diagnosis.scores import Scores
 from livella.diagnosis.scoring import Judge
@@ -258,7 +259,30 @@ def gap(data: Data, met: Met) -> Gap | None:
                 own = data.output(reading, batch)
             scores.add(batch, (output_by(data, batch, {}), good, own), good)
             bar.advance()
-    return scores.gap()
+    found = scores.gap()
+    if found.counted or found.lost <= found.error:
+        return found
+    return dataclasses.replace(found, error=found.error + _chance(data, met))
+
+
+def _chance(data: Data, met: Met) -> float:
+    """How far outputs by the statistics of two halves of the data are apart.
+
+    So far, labels aside, are those by any statistics of so few examples.
+    """
+    layers = batch_norms(data.model)
+    of_halves: list[dict[str, Statistics]] = []
+    for half in halves(met.mixed):
+        with batch_pass(data.model, layers) as reading:
+            for batch in half:
+                data.output(reading, batch)
+        estimates = estimates_of(layers, reading.records)
+        of_halves.append({name: population_of(each) for name, each in estimates.items()})
+    merits = []
+    for batch in met.mixed:
+        one, other = (output_by(data, batch, half) for half in of_halves)
+        merits.append(met.judge.merit(one, batch, other))
+    return 1 - float(torch.cat(merits).mean())
 
 
 def output_by(data: Data, batch: Any, statistics: Mapping[str, Statistics]) -> Any:

@@ -103,6 +103,14 @@ def cut(batch: Any, size: int) -> list[Any]:
         return [batch]
 
 
+def halves(batches: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Give two halves of the examples of all batches; of batches that stay whole, every other."""
+    parts = [cut(batch, -(-feeding.samples_in(batch) // 2)) for batch in batches]
+    if all(len(each) == 2 for each in parts):
+        return [each[0] for each in parts], [each[1] for each in parts]
+    return batches[::2], batches[1::2] or batches
+
+
 def reversed_batch(batch: Any) -> Any:
     """Give a batch with its examples in the opposite order.
 

@@ -139,7 +139,7 @@ def _called(loss: Loss, output: Any, batch: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"inspect: expected a loss of one number, a tensor, the mean over the batch, got {got}; "
-            "take its mean()"
+            f"inspect: expected a loss of one number, a tensor, the mean over the batch, got "
+            f"{got}; take its mean()"
         )
     return value.reshape(())

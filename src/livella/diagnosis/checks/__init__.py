@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from livella.diagnosis.checks import settings, statistics, structure, values
-from livella.diagnosis.records import Finding, Level, Seen
+from livella.diagnosis.records import Finding, Seen
 
 Check = Callable[[Seen], Iterator[Finding]]
 
@@ -92,7 +92,8 @@ def _explains(seen: Seen, cause: Finding, layer: str) -> bool:
     if cause.check in _named(_FROM_THERE_ON):
         names = [each.name for each in seen.layers]
         return layer in names[names.index(cause.layer) :]
-    return cause.check in _named(_OF_ALL) and cause.level is not Level.NOTE
+    ordered = cause.check == statistics.ordered_data.__name__
+    return cause.check in _named(_OF_ALL) and statistics.by_chance(seen, excess=ordered)
 
 
 def _named(checks: tuple[Check, ...]) -> set[str]:

@@ -27,11 +27,16 @@ def of_gap(gap: Gap | None) -> Level:
 
 
 def of_model(seen: Seen) -> Level:
-    """Say how much the gap matters: an error without labels only where a layer is far off."""
+    """Say how much the gap matters: an error without labels only where a layer to blame is far off.
+
+    Nobody knows then which outputs are right.
+    """
     level = of_gap(seen.gap)
-    if seen.gap is None or seen.gap.counted or any(distance(each) > FAR for each in seen.layers):
+    if seen.gap is None or seen.gap.counted or level is not Level.ERROR:
         return level
-    return min(level, Level.WARNING, key=lambda each: each.rank)
+    blame = blamed(seen)
+    far = any(layer.name in blame and distance(layer) > FAR for layer in seen.layers)
+    return Level.ERROR if far else Level.WARNING
 
 
 def of_beyond(gap: Gap | None) -> Level:
@@ -55,7 +60,12 @@ def blamed(seen: Seen) -> frozenset[str]:
 
 def of_layer(seen: Seen, layer: Layer) -> Level:
     """Say how much it matters what this layer's running statistics are."""
-    return of_model(seen) if layer.name in blamed(seen) else Level.NOTE
+    if layer.name not in blamed(seen):
+        return Level.NOTE
+    labelled = seen.gap is not None and seen.gap.counted
+    if not labelled and distance(layer) <= SHIFT:  # data may not be those of training
+        return Level.NOTE
+    return of_model(seen)
 
 
 def distance(layer: Layer) -> float:
@@ -69,13 +79,13 @@ def distance(layer: Layer) -> float:
 
 
 def of_cause(seen: Seen, layer: Layer) -> Level:
-    """Give the level of what spoils a layer's statistics: that of the damage, where it is measured.
+    """Give the level of what spoils a layer's statistics: a warning, or that of the damage."""
+    return worse(Level.WARNING, of_layer(seen, layer))
 
-    A warning where nothing was measured, or where no batch reached the layer.
-    """
-    if seen.gap is None or layer.measured is None:
-        return Level.WARNING
-    return of_layer(seen, layer)
+
+def is_measured(seen: Seen, layer: Layer) -> bool:
+    """Whether it is known what a layer's running statistics cost."""
+    return seen.gap is not None and layer.measured is not None
 
 
 def worse(one: Level, other: Level) -> Level:

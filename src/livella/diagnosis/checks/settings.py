@@ -17,10 +17,9 @@ def momentum(seen: Seen) -> Iterator[Finding]:
 
     Torch's momentum is the share of the *new* batch; TensorFlow, Keras and papers give that of the
     old average. 0.99 meant so keeps, in torch, the last batch and hardly anything else: evaluation
-    is as noisy as one batch (vision issue 8250). With 0 nothing is ever taken in. A note where the
-    statistics cost nothing on the data all the same. Known limit: a last epoch at a high momentum
-    may be meant. Remedy: one minus it, or 0.1 for 0, and measure again; both leave the function in
-    training alone.
+    is as noisy as one batch (vision issue 8250). With 0 nothing is ever taken in. Known limit: a
+    last epoch at a high momentum may be meant. Remedy: one minus it, or 0.1 for 0, and measure
+    again; both leave the function in training alone.
     """
     for layer in seen.layers:
         if layer.family != "batch" or layer.momentum is None or not layer.tracks:

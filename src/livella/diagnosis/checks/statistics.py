@@ -8,6 +8,7 @@ from statistics import median
 
 from livella.diagnosis.checks.damage import (
     FAR,
+    POINTS,
     SHIFT,
     blamed,
     distance,
@@ -72,9 +73,7 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
         off, level = layer.off, of_layer(seen, layer)
         if off is None or distance(layer) <= (SHIFT if level is Level.NOTE else SLIGHT):
             continue
-        costs = "It costs nothing that shows on these data."
-        if layer.share is not None and layer.share >= SHOWN:
-            costs = f"It answers for {layer.share:.0%} of the gap."
+        costs = _costs(seen, layer)
         yield finding(
             level, layer.name,
             f"Its running statistics are not those of the data: means off by {off.offset:.2g} σ, "
@@ -82,6 +81,14 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
             "measure_statistics", share=layer.share,
             numbers={"offset": off.offset, "ratio": off.ratio, "divergence": off.divergence},
         )  # fmt: skip
+
+
+def _costs(seen: Seen, layer: Layer) -> str:
+    if layer.share is not None and layer.share >= SHOWN:
+        return f"It answers for {layer.share:.0%} of the gap."
+    if seen.gap is not None and seen.gap.lost >= POINTS[0] and layer.share is None:
+        return "What it costs cannot be told from so few data."
+    return "It costs nothing that shows on these data."
 
 
 def deployment_shift(seen: Seen) -> Iterator[Finding]:
@@ -104,7 +111,8 @@ def deployment_shift(seen: Seen) -> Iterator[Finding]:
                 Level.ERROR if size > FAR else Level.WARNING, layer.name,
             f"Deployment data are not as in training from here on: means {shift.offset:.2g} σ "
             f"away, variances {shift.ratio:.2g} times as large.",
-            "adapt", numbers={"offset": shift.offset, "ratio": shift.ratio, "divergence": shift.divergence},
+            "adapt",
+            numbers={"offset": shift.offset, "ratio": shift.ratio, "divergence": shift.divergence},
         )  # fmt: skip
         return
 
@@ -114,10 +122,10 @@ def ordered_data(seen: Seen) -> Iterator[Finding]:
 
     Sorted by class, by length or by source, each batch is a sample of something else: in training
     each is normalized by its own moments, and the running statistics are those of the last ones
-    (Ioffe 2017, "Batch Renormalization", section 4, draws images of few classes). A note where
-    nothing in the network speaks of it: data for evaluation may come in any order. Known limit:
-    fewer than four batches say nothing. Remedy: shuffle; where that cannot be, batch
-    renormalization or group norm.
+    (Ioffe 2017, "Batch Renormalization", section 4, draws images of few classes). It judges the
+    batches given: data for evaluation may come in any order. Its level is that of the gap where the
+    running statistics are as far off as those of such batches are. Known limit: fewer than four
+    batches say nothing. Remedy: shuffle; where that cannot be, batch renormalization or group norm.
     """
     worst = max(
         (layer for layer in seen.layers if layer.measured is not None),
@@ -126,16 +134,11 @@ def ordered_data(seen: Seen) -> Iterator[Finding]:
     )
     if worst is None or worst.measured is None or worst.measured.excess <= 2:
         return
-    level = of_beyond(seen.gap)
-    if _by_chance(seen, excess=True):
-        level = worse(level, of_model(seen))
-    so = "the data come in an order, and no batch stands for all of them"
-    if level is Level.NOTE:
-        so = "the data come in an order, which matters only where they train"
+    level = of_model(seen) if by_chance(seen, excess=True) else Level.NOTE
     yield finding(
-        level, worst.name,
+        worse(Level.WARNING, level), worst.name,
         f"Batches differ {worst.measured.excess:.3g} times more than chance allows, most at this "
-        f"layer: {so}.",
+        "layer: the data come in an order, which matters where they train: none stands for all.",
         "shuffle", share=worst.share, numbers={"excess": worst.measured.excess},
     )  # fmt: skip
 
@@ -146,9 +149,9 @@ def small_batch(seen: Seen) -> Iterator[Finding]:
     The mean of a batch scatters about that of the data by σ/√m with m independent values; the
     positions of a map resemble each other, so m is less than N·H·W. Noise of a quarter of σ and
     more costs accuracy (Wu & He 2018, "Group Normalization", figure 1; Ioffe 2017), and running
-    statistics inherit it: the level is that of the damage where these are as far off as averages of
-    such batches are by chance. A note otherwise: batches for evaluation may be of any size. Remedy:
-    larger batches, `livella.accumulate`, or kinds that do not depend on the batch.
+    statistics inherit it: the level is that of the gap where these are as far off as averages of
+    such batches are by chance. Known limit: it judges the batches given. Remedy: larger batches,
+    `livella.accumulate`, or kinds that do not depend on the batch.
     """
     met = [layer for layer in seen.layers if layer.measured is not None and not layer.frozen]
     worst = max(met, key=lambda each: each.measured.noise if each.measured else 0.0, default=None)
@@ -157,18 +160,17 @@ def small_batch(seen: Seen) -> Iterator[Finding]:
     noise, effective = worst.measured.noise, worst.measured.effective
     if noise <= NOISY and seen.batch > SMALL_BATCH:
         return
-    level = of_model(seen) if _by_chance(seen, excess=False) else Level.NOTE
-    only = "" if level is not Level.NOTE else " It matters only where they train."
+    level = of_model(seen) if by_chance(seen, excess=False) else Level.NOTE
     yield finding(
-        level, worst.name,
+        worse(Level.WARNING, level), worst.name,
         f"A batch of {seen.batch} is worth {effective:.3g} independent values here "
-        f"(of {worst.measured.values:,.0f}): its means scatter by {noise:.2g} σ.{only}",
+        f"(of {worst.measured.values:,.0f}): its means scatter by {noise:.2g} σ.",
         "larger_batch", share=worst.share,
         numbers={"noise": noise, "effective": effective, "batch": seen.batch},
     )  # fmt: skip
 
 
-def _by_chance(seen: Seen, *, excess: bool) -> bool:
+def by_chance(seen: Seen, *, excess: bool) -> bool:
     """Whether the layers to blame are as far off as averages of such batches are by chance."""
     layers = [layer for layer in seen.layers if layer.name in blamed(seen)]
     return bool(layers) and all(_is_likely(layer, excess) for layer in layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from livella.diagnosis.checks.damage import of_beyond, of_cause, worse
+from livella.diagnosis.checks.damage import of_beyond, of_cause, of_layer, worse
 from livella.diagnosis.checks.finding import finding
 from livella.diagnosis.records import Finding, Level, Measured, Seen
 
@@ -12,6 +12,8 @@ APART, SOMEWHAT = 0.3, 0.1
 """How far calls are from each other, in σ, before one set of statistics fits them badly; and before
 it may, where something is lost that no statistics bring back."""
 MANY_CALLS = 4
+SHIFTED, LARGE = 0.1, 0.5
+"""How far dropout moves the variance, of itself, to be told; and to be a warning by itself."""
 
 
 def shared_layer(seen: Seen) -> Iterator[Finding]:
@@ -92,7 +94,7 @@ def dropout_before(seen: Seen) -> Iterator[Finding]:
     """
     for place, layer in enumerate(seen.layers):
         met = layer.measured
-        if met is None or met.dropout is None or abs(met.dropout - 1) <= 0.1:
+        if met is None or met.dropout is None or abs(met.dropout - 1) <= SHIFTED:
             continue
         share = sum(each.share or 0.0 for each in seen.layers[place:])
         yield finding(
@@ -105,10 +107,12 @@ def dropout_before(seen: Seen) -> Iterator[Finding]:
 
 
 def _of_all(seen: Seen, place: int) -> Level:
-    """The highest level of what is wrong with statistics from a place on."""
-    level = Level.NOTE
+    """The level of the damage from a place on; at least a warning where the shift is large."""
+    met = seen.layers[place].measured
+    large = met is not None and met.dropout is not None and abs(met.dropout - 1) > LARGE
+    level = Level.WARNING if large else Level.NOTE
     for layer in seen.layers[place:]:
-        level = worse(level, of_cause(seen, layer))
+        level = worse(level, of_layer(seen, layer))
     return level
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from livella.diagnosis.checks.damage import of_cause
+from livella.diagnosis.checks.damage import is_measured, of_cause, of_layer
 from livella.diagnosis.checks.finding import finding
 from livella.diagnosis.records import Finding, Layer, Level, Seen
 
@@ -49,7 +49,8 @@ def negative_variance(seen: Seen) -> Iterator[Finding]:
                 Level.ERROR, layer.name,
                 f"{len(bad)} of {layer.features} running variances are negative, down to "
                 f"{min(bad):.3g}: no square root of them is right.",
-                "measure_statistics", share=layer.share, numbers={"channels": len(bad), "least": min(bad)},
+                "measure_statistics", share=layer.share,
+                numbers={"channels": len(bad), "least": min(bad)},
             )  # fmt: skip
 
 
@@ -57,8 +58,9 @@ def never_updated(seen: Seen) -> Iterator[Finding]:
     """Running statistics as they were made: mean 0 and variance 1 in every channel.
 
     No batch of training was ever taken in: the layer was in eval(), frozen or new, or only its
-    weights were loaded. In evaluation it normalizes by nothing. Known limit: a layer whose input
-    truly has mean 0 and variance 1 in every channel to the last bit. Remedy: measure them, safe.
+    weights were loaded. In evaluation it normalizes by nothing. The level is that of the damage
+    where it was measured. Known limit: a layer whose input truly has mean 0 and variance 1 in every
+    channel to the last bit. Remedy: measure them, safe.
     """
     for layer in seen.layers:
         mean, var = layer.running_mean, layer.running_var
@@ -66,11 +68,13 @@ def never_updated(seen: Seen) -> Iterator[Finding]:
             continue
         if not any(mean) and all(value == 1 for value in var):
             counted = "" if layer.counter is None else f" after {layer.counter:,} counted batches"
+            cost = of_layer if is_measured(seen, layer) else of_cause
             yield finding(
-                of_cause(seen, layer), layer.name,
+                cost(seen, layer), layer.name,
                 f"The running statistics are still those it was made with, mean 0 and variance "
                 f"1{counted}: in eval() it normalizes by nothing.",
-                "measure_statistics", share=layer.share, numbers={"counter": float(layer.counter or 0)},
+                "measure_statistics", share=layer.share,
+                numbers={"counter": float(layer.counter or 0)},
             )  # fmt: skip
 
 
