@@ -299,7 +299,7 @@ def load(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 NEW = frozenset({"never_updated"})
 FAULTS: dict[str, Fault] = {
-    "none": Fault(none, ("",), frozenset()),
+    "none": Fault(none, ("*",), frozenset()),
     "momentum-too-small": Fault(momentum, (0.01, 0.003, 0.001), STALE | {"momentum"},
                                 frozenset({"momentum"})),
     "momentum-of-the-old": Fault(momentum, (0.9, 0.99), STALE | {"momentum"},
@@ -336,8 +336,10 @@ FAULTS: dict[str, Fault] = {
 
 def can_have(recipe: Recipe, fault: str) -> bool:
     """Whether a network can have this fault: two layers of one width are needed for an exchange."""
+    if fault != "exchanged":
+        return True
     widths = [norm.num_features for norm in norms_of(build(recipe)).values()]
-    return fault != "exchanged" or len(set(widths)) < len(widths)
+    return len(set(widths)) < len(widths)
 
 
 def plant(recipe: Recipe, fault: str, strength: Strength) -> Sick:

@@ -1,4 +1,4 @@
-"""What an answer is worth, by the truth: a score is true, false, or none where it does not apply."""
+"""What an answer is worth by the truth: true, false, or none where it does not apply."""
 
 from __future__ import annotations
 
