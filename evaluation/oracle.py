@@ -19,10 +19,10 @@ from evaluation.recipe import Moments, put_statistics
 
 EXACT = 8
 """Up to how many layers a Shapley value is taken over all their coalitions."""
-ORDERS = 120
+ORDERS = 60
 """Beyond, over so many orders, and each backwards."""
 EXAMPLES, FEW = 300, 64
-"""On how many examples coalitions are tried, and those of one order."""
+"""On how many examples of each half of the data coalitions are tried, and those of one order."""
 MOVED = 0.02
 """A layer nearer to the data than this, in σ, has no part in a loss."""
 
@@ -38,6 +38,8 @@ class Truth:
         deployed: accuracy by the running statistics on the data in use, where they are others.
         distances: by layer, how far its statistics are from those of the data, in σ.
         shares: by layer, its share of what is lost; empty where that is too little to share.
+        unsure: how much of the shares goes to other layers by one half of the data than by the
+            other: what can be known of them at all.
 
     """
 
@@ -47,16 +49,12 @@ class Truth:
     deployed: float | None
     distances: dict[str, float]
     shares: dict[str, float]
+    unsure: float
 
     @property
     def least(self) -> float:
         """What statistics bring back, on the part where it is less."""
         return min(b - a for a, b in zip(self.running, self.population, strict=True))
-
-    @property
-    def most(self) -> float:
-        """What statistics bring back, on the part where it is more."""
-        return max(b - a for a, b in zip(self.running, self.population, strict=True))
 
 
 def population(model: nn.Module, x: Tensor) -> dict[str, Moments]:
@@ -151,14 +149,32 @@ def _exact(name: str, players: Sequence[str], worth: Callable[[frozenset[str]], 
     return total
 
 
-def shares(model: nn.Module, data: Mapping[str, Moments], part: Part) -> dict[str, float]:
-    """Each layer's share of the examples that its statistics get wrong; none below 0, 1 in all."""
-    used, norms = with_statistics(model, {}), norms_of(model)
+def shares(
+    model: nn.Module, data: Mapping[str, Moments], part: Part
+) -> tuple[dict[str, float], float]:
+    """Each layer's share of the examples that its statistics get wrong, and how unsure that is.
+
+    None is below 0, and they are 1 in all. One half of the data is asked, then the other.
+    """
+    drawn = torch.randperm(len(part[0]), generator=torch.Generator().manual_seed(0))
     players = [name for name in data if not distance(model, name, data[name]) <= MOVED]
-    own = {
-        name: (norms[name].running_mean.clone(), norms[name].running_var.clone()) for name in data
-    }
-    random = torch.Generator().manual_seed(0)
+    halves = [
+        shapley(players, _worth(model, players, data, (part[0][half], part[1][half])))
+        for half in drawn.chunk(2)
+    ]
+    mean = {name: sum(half[name] for half in halves) / 2 for name in players}
+    one, other = (_in_all(half) for half in halves)
+    unsure = 0.5 * sum(abs(one[name] - other[name]) for name in players)
+    return _in_all(mean), unsure
+
+
+def _worth(
+    model: nn.Module, players: Sequence[str], data: Mapping[str, Moments], part: Part
+) -> Worth:
+    """The accuracy where these layers go by the statistics of the data, and others by their own."""
+    used, norms = with_statistics(model, {}), norms_of(model)
+    own = {n: (norms[n].running_mean.clone(), norms[n].running_var.clone()) for n in players}
+    random = torch.Generator().manual_seed(1)
     samples = [torch.randperm(len(part[0]), generator=random) for _ in range(ORDERS + 1)]
 
     def worth(mended: frozenset[str], sample: int) -> float:
@@ -166,9 +182,13 @@ def shares(model: nn.Module, data: Mapping[str, Moments], part: Part) -> dict[st
         drawn = samples[sample][: FEW if sample else EXAMPLES]
         return accuracy(used, (part[0][drawn], part[1][drawn]))
 
-    brought = {name: max(0.0, each) for name, each in shapley(players, worth).items()}
-    total = sum(brought.values())
-    return {name: each / total for name, each in brought.items()} if total else {}
+    return worth
+
+
+def _in_all(brought: Mapping[str, float]) -> dict[str, float]:
+    """What each brought as a share of all that was."""
+    total = sum(max(0.0, each) for each in brought.values()) or 1.0
+    return {name: max(0.0, each) / total for name, each in brought.items()}
 
 
 def truth(
@@ -184,7 +204,9 @@ def truth(
         deployed=None if deploy is None else accuracy(model, deploy),
         distances={name: distance(model, name, data[name]) for name in data},
         shares={},
+        unsure=0.0,
     )
     if found.least <= enough:
         return found
-    return dataclasses.replace(found, shares=shares(model, data, train))
+    shared, unsure = shares(model, data, train)
+    return dataclasses.replace(found, shares=shared, unsure=unsure)

@@ -14,7 +14,8 @@ NEAR, FAR = 0.2, 0.45
 ALIKE = 0.8
 """The Jaccard index of the layers named and those damaged, to have named them."""
 APART = 0.15
-"""How much of the shares may be given to other layers."""
+"""How much of the shares may be given to other layers, beyond what two halves of the data differ
+by; where they differ by more than this, nobody knows the shares."""
 BACK = 0.95
 """How much of what was lost a repair is to bring back."""
 
@@ -87,12 +88,13 @@ def named(row: Row) -> bool | None:
 def shares(row: Row) -> bool | None:
     """The loss is shared out among layers as it should be."""
     right = row["truth"]["shares"]
-    if not row["labels"] or _least(row) <= LOST or not right:
+    unsure = row["truth"]["unsure"]
+    if not row["labels"] or _least(row) <= LOST or not right or unsure > APART:
         return None
     said = row["said"]["shares"]
     if min(said.values()) < 0 or abs(sum(said.values()) - 1) > 0.01:
         return False
-    return apart(row) <= APART
+    return apart(row) <= APART + unsure
 
 
 def apart(row: Row) -> float:

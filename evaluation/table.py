@@ -70,7 +70,7 @@ def figures(row: Row) -> str:
         f"{held:.1%} → {held_by:.1%} held out"
     )
     if "error" in row:
-        return f"{told}; {row['error']}"
+        return f"{told}; {row['error'][:120]}"
     worst = [f for f in row["said"]["findings"] if f["level"] == row["said"]["worst"]]
     found = dict.fromkeys(f"{f['check']}" for f in worst)
     shared = f", shares {scores.apart(row):.2f} apart" if truth["shares"] else ""

@@ -6,7 +6,7 @@ from evaluation.cases import Case
 from evaluation.loaders import Kind
 from evaluation.networks import FAMILIES, norms_of
 
-from evaluation import cache, cases, faults, loaders, recipe, scores
+from evaluation import cache, cases, faults, loaders, recipe, scores, table
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,29 +78,24 @@ def test_a_digest_sees_every_bit_and_every_setting():
     assert len(seen) == 5
 
 
-FIXED = (
+CASES = (
     "12/none/*/shuffled-64-labels-DataLoader",
-    "12/none/*/stored-16-bare-read",
+    "12/none/*/sorted-4-bare-read",
     "12/never-updated/0/shuffled-64-labels-list",
-    "12/exchanged/1/stored-64-labels-read",
-    "12/not-a-number/channel/sorted-64-bare-list",
-    "12/deployed-otherwise/bytes/shuffled-128-labels-list",
-    "34/polluted/15/shuffled-64-bare-DataLoader",
-    "34/checkpoint-without-buffers/1.0/stored-16-labels-list",
+    "12/not-a-number/layer/stored-16-labels-read",
+    "12/exchanged/2/sorted-16-labels-list",
+    "14/other-scaling/0.5/shuffled-4-labels-DataLoader",
+    "14/other-scaling/0.5/sorted-64-bare-list",
+    "14/deployed-otherwise/raw/stored-128-labels-read",
+    "16/momentum-too-small/0.003/sorted-64-labels-list",
+    "16/checkpoint-without-buffers/1.0/stored-16-bare-DataLoader",
 )
-ORDERED = (
-    "12/exchanged/1/sorted-16-labels-list",
-    "34/polluted/15/sorted-64-labels-read",
-    "34/polluted/15/shuffled-4-labels-DataLoader",
-    "34/earlier-buffers/0.2/sorted-16-bare-list",
-)
-"""Sorted by class, or in small batches."""
+"""Far from every threshold of the scores, so that they hold on any processor."""
 
 
-@pytest.mark.parametrize("key", FIXED + ORDERED)
+@pytest.mark.parametrize("key", CASES)
 def test_the_inspector_is_right(key):
     row, _ = cases.run(Case.of(key))
     judged = scores.judge(row)
-    wrong = [name for name, right in judged.items() if right is False]
-    assert not wrong, (wrong, row)
-    assert "none" in key or judged["cause"]
+    assert [name for name, right in judged.items() if right is False] == [], table.figures(row)
+    assert judged["quiet" if "none" in key else "cause"]

@@ -96,3 +96,17 @@ def test_the_layer_that_is_wrong_has_the_loss():
     assert found.population == (1.0, 1.0)
     assert found.least > 0.05
     assert found.shares == pytest.approx({"4": 1.0})
+    assert found.unsure == 0
+
+
+def test_what_two_halves_of_the_data_say_differs_by_chance():
+    """Two layers equally wrong, on few examples: nobody can tell which has how much of it."""
+    model, x = three_layers(), torch.randn(40, 6)
+    data = oracle.population(model, x)
+    right = oracle.with_statistics(model, data)
+    y = oracle.classes(right, x)
+    for name in ("1", "4", "7"):
+        norms_of(right)[name].running_mean += 0.5 * norms_of(right)[name].running_var.sqrt()
+    shared, unsure = oracle.shares(right, data, (x, y))
+    assert sum(shared.values()) == pytest.approx(1)
+    assert 0 < unsure < 1

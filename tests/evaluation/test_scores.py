@@ -14,6 +14,7 @@ def row(said: dict, fault: str = "polluted", labels: bool = True, **changed) -> 
         "deployed": None,
         "distances": {"a": 0.01, "b": 1.0, "c": 0.3},
         "shares": {"b": 1.0},
+        "unsure": 0.0,
     }
     truth |= changed.pop("truth", {})
     given = {"fault": fault, "labels": labels, "truth": truth, "said": said}
@@ -76,6 +77,12 @@ def test_layers_between_right_and_damaged_count_for_nothing():
 )
 def test_shares_add_up_and_go_where_they_belong(shares, right):
     assert scores.shares(row({**RIGHT, "shares": shares})) is right
+
+
+def test_shares_are_judged_as_far_as_they_can_be_known():
+    said = {**RIGHT, "shares": {"a": 0.2, "b": 0.8, "c": 0.0}}
+    assert scores.shares(row(said, truth={"unsure": 0.1}))
+    assert scores.shares(row(said, truth={"unsure": 0.2})) is None
 
 
 def test_quiet_where_nothing_is_lost():
