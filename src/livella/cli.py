@@ -6,16 +6,17 @@ It imports what it runs when it runs: help, versions and errors in arguments do 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 
 import typer
 
 import livella
+from livella.diagnosis.asked import Asked
 from livella.diagnosis.records import Level
 from livella.study import request
 from livella.study.errors import StudyError
@@ -53,6 +54,7 @@ app = typer.Typer(
 
 TRIALS_KEPT = "finished trials are kept, and the same command goes on"
 NOTHING_CHANGED = "nothing was changed"
+NOTHING_MEASURED = "nothing was measured"
 INTERRUPTED = 130
 """The exit code of a program ended by Ctrl-C, by the convention of shells."""
 
@@ -126,12 +128,12 @@ def study(
     Finished trials are kept in the folder: the same command goes on where it was stopped, and
     draws the report again at once where nothing is missing.
     """
-    from rich.console import Console
-
-    from livella import report
-    from livella.report import text
-
     with _told_in_one_line():
+        from rich.console import Console
+
+        from livella import report
+        from livella.report import text
+
         request.check(claims or (), seeds=seeds, jobs=jobs, steps=steps)  # torch is not loaded yet
         if model is not None:
             request.place_of(model, "a torch.nn.Module")
@@ -190,27 +192,27 @@ def bench(
 
     All contenders are called in turn in one process. Ctrl-C ends it and keeps what was measured.
     """
-    with _told_in_one_line():
+    with _told_in_one_line(interrupted=NOTHING_MEASURED):
         request.check((), threads=threads, runs=runs)  # torch is not loaded yet
-    from livella import bench as benchmark
+        from livella import bench as benchmark
 
-    with _told_in_one_line(benchmark.BenchError):
-        if render is not None:
-            _show_bench(benchmark.read(render), render)
-            return
-        asked = benchmark.plan(
-            quick=quick,
-            models=models,
-            only=only,
-            threads=threads,
-            runs=runs,
-            compiled=compiled,
-            compiled_steps=compiled_models,
-        )
-        print(asked.describe(), file=sys.stderr)
-        result = benchmark.bench(asked, out)
-        if result.record.measured:
-            _show_bench(result.record, result.path)
+        with _told_in_one_line(benchmark.BenchError, interrupted=NOTHING_MEASURED):
+            if render is not None:
+                _show_bench(benchmark.read(render), render)
+                return
+            asked = benchmark.plan(
+                quick=quick,
+                models=models,
+                only=only,
+                threads=threads,
+                runs=runs,
+                compiled=compiled,
+                compiled_steps=compiled_models,
+            )
+            print(asked.describe(), file=sys.stderr)
+            result = benchmark.bench(asked, out)
+            if result.record.measured:
+                _show_bench(result.record, result.path)
     for note in result.notes:
         print("note:", note)
     if result.interrupted:
@@ -237,6 +239,21 @@ _DATA = typer.Option(
     "it, what is stored is read."
 )
 _DEPLOY = typer.Option(help="Likewise, of the data met in use, to compare with.")
+_LOSS = typer.Option(
+    metavar="SPEC", help="module:function or file.py:function, the loss of an output and a batch."
+)
+_TARGET = typer.Option(
+    metavar="KEY|INDEX|none|SPEC",
+    help="The labels in a batch: key, index, none for no labels, or a function that gives them.",
+)
+_FORWARD = typer.Option(
+    metavar="SPEC", help="Likewise a function, called with model and batch in place of the model."
+)
+_IGNORE = typer.Option(
+    metavar="CHECK[@LAYER]",
+    help="Findings to show and not to count; again for more. * in LAYER stands for anything. Also "
+    "in pyproject.toml: [tool.livella] ignore = [...].",
+)
 
 
 @app.command()
@@ -245,6 +262,10 @@ def inspect(
     weights: Annotated[Optional[Path], _WEIGHTS] = None,  # noqa: UP045 - Typer reads it
     data: Annotated[Optional[str], _DATA] = None,  # noqa: UP045
     deploy_data: Annotated[Optional[str], _DEPLOY] = None,  # noqa: UP045
+    loss: Annotated[Optional[str], _LOSS] = None,  # noqa: UP045
+    target: Annotated[Optional[str], _TARGET] = None,  # noqa: UP045
+    forward: Annotated[Optional[str], _FORWARD] = None,  # noqa: UP045
+    ignore: Annotated[Optional[list[str]], _IGNORE] = None,  # noqa: UP045
     form: Annotated[
         Format, typer.Option("--format", help="How to say it.", case_sensitive=False)
     ] = Format.TEXT,
@@ -257,16 +278,16 @@ def inspect(
     ] = FailOn.ERROR,
 ) -> None:
     """Name the normalization layers that are wrong, why, what they cost, and what to do."""
-    _check_places(model, data, deploy_data)
-    from livella.diagnosis import loading
+    asked = Asked(model, weights, data, deploy_data, loss, target, forward, tuple(ignore or ()))
+    with _told_in_one_line(interrupted=NOTHING_CHANGED):
+        asked.check(out)  # torch is not loaded yet
+        from livella.diagnosis import loading
 
-    with _told_in_one_line(loading.LoadError, interrupted=NOTHING_CHANGED):
-        loaded = _loaded(model, weights)
-        batches = None if data is None else loading.batches_of(data)
-        deploy = None if deploy_data is None else loading.batches_of(deploy_data)
-        with loading.failures_told(f"{model} could not be inspected"):
-            found = livella.inspect(loaded, batches, deploy=deploy)
-        _put(found, form, out, model)
+        with _told_in_one_line(loading.LoadError, interrupted=NOTHING_CHANGED):
+            loaded, batches, options = _loaded(asked)
+            with loading.failures_told(f"{model} could not be inspected"):
+                found = livella.inspect(loaded, batches, **options)
+            _put(found, form, out, asked)
     if fail_on is not FailOn.NEVER and found.worst is not None:
         raise typer.Exit(int(found.worst.rank >= Level(fail_on.value).rank))
 
@@ -278,6 +299,10 @@ def repair(
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
     weights: Annotated[Optional[Path], _WEIGHTS] = None,  # noqa: UP045
     deploy_data: Annotated[Optional[str], _DEPLOY] = None,  # noqa: UP045
+    loss: Annotated[Optional[str], _LOSS] = None,  # noqa: UP045
+    target: Annotated[Optional[str], _TARGET] = None,  # noqa: UP045
+    forward: Annotated[Optional[str], _FORWARD] = None,  # noqa: UP045
+    ignore: Annotated[Optional[list[str]], _IGNORE] = None,  # noqa: UP045
     changing: Annotated[
         bool, typer.Option("--changing", help="Also what changes the function, by intent.")
     ] = False,
@@ -286,64 +311,67 @@ def repair(
         typer.Option(help="A page to write, with what was seen before and after."),
     ] = None,
 ) -> None:
-    """Mend what can be mended without training, prove it, and write the weights."""
-    _check_places(model, data, deploy_data)
-    from livella.diagnosis import loading
-    from livella.report.files import replace
+    """Mend what can be mended without training, prove it, and write the weights.
 
-    with _told_in_one_line(loading.LoadError, interrupted=NOTHING_CHANGED):
-        loaded, batches = _loaded(model, weights), loading.batches_of(data)
-        deploy = None if deploy_data is None else loading.batches_of(deploy_data)
-        with loading.failures_told(f"{model} could not be repaired"):
-            done = livella.repair(loaded, batches, deploy=deploy, changing=changing)
-        print(done)
-        if page is not None:
-            replace(page, done.to_html())
-        if done.worse:
-            _end(f"refused to write what got worse: {done.worse}", 1)
-        path = done.write(out)
-    print(f"\nThe weights: {path}")
-
-
-def _check_places(model: str, *data: str | None) -> None:
-    """Find what is wrong with the words themselves before torch is loaded."""
+    Exits with 1 where a gap stays, and where the network got worse: then nothing is written.
+    """
+    asked = Asked(model, weights, data, deploy_data, loss, target, forward, tuple(ignore or ()))
     with _told_in_one_line(interrupted=NOTHING_CHANGED):
-        request.place_of(model, "a torch.nn.Module")
-        for spec in filter(None, data):
-            request.place_of(spec, "a loader of batches")
+        asked.check(out, page)  # torch is not loaded yet
+        from rich.console import Console
+
+        from livella.diagnosis import loading
+        from livella.report import files, inspection_text
+
+        with _told_in_one_line(loading.LoadError, interrupted=NOTHING_CHANGED):
+            loaded, batches, options = _loaded(asked)
+            assert batches is not None, "data is no option"
+            with loading.failures_told(f"{model} could not be repaired"):
+                done = livella.repair(loaded, batches, changing=changing, **options)
+            inspection_text.show_scores(done.before, done.after, Console())
+            print(done)
+            if page is not None:
+                files.replace(page, done.to_html())
+            if done.worse:
+                _end(f"refused to write what got worse: {done.worse}", 1)
+            path = done.write(out)
+    print(f"\nThe weights: {path}")
+    if done.left:
+        _end(f"a gap stays: {done.left}", 1)
 
 
-def _loaded(spec: str, weights: Path | None) -> nn.Module:
+def _loaded(asked: Asked) -> tuple[nn.Module, Iterable[Any] | None, dict[str, Any]]:
     from livella.diagnosis import loading
 
-    model = loading.model_of(spec)
-    if weights is not None:
-        print(f"{weights}: {loading.load_weights(model, weights)}", file=sys.stderr)
+    model, batches, options = asked.load()
+    if asked.weights is not None:
+        account = loading.load_weights(model, asked.weights)
+        print(f"{asked.weights}: {account}", file=sys.stderr)
     model.eval()
-    return model
+    return model, batches, options
 
 
-def _put(found: livella.Inspection, form: Format, out: Path | None, spec: str) -> None:
-    place = spec.rpartition(":")[0]
+def _put(found: livella.Inspection, form: Format, out: Path | None, asked: Asked) -> None:
+    from livella.report import files, inspection_html, inspection_text
+
     if form is Format.TEXT and out is None:
         from rich.console import Console
 
-        from livella.report import inspection_text
-
-        inspection_text.show(found, Console())
+        inspection_text.show(found, Console(), asked.repair())
         return
     if form is Format.SARIF:
+        place = asked.model.rpartition(":")[0]
         written = found.to_sarif(place if place.endswith(".py") else "")
     elif form is Format.TEXT:
-        written = f"{found}\n"
+        written = f"{inspection_text.plain(found, asked.repair())}\n"
+    elif form is Format.HTML:
+        written = inspection_html.render(found, command=asked.repair())
     else:
-        written = found.to_html() if form is Format.HTML else found.to_json()
+        written = found.to_json()
     if out is None:
         print(written, end="")
     else:
-        from livella.report.files import replace
-
-        replace(out, written)
+        files.replace(out, written)
         print(f"written to {out}", file=sys.stderr)
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from livella.diagnosis.records import Finding, Layer, Level, Record
-from livella.report import inspection_text, wording
+from livella.report import cards, inspection_text, inspection_words, wording
+from livella.report.cards import Card, Way
 
 SIDE = 200
 """Of a plot, in pixels."""
 MOST = 400
 """Channels drawn in one plot; of more, evenly spaced ones by their mean."""
+_COMMAND = 90
 _HERE = Path(__file__).parent
 
 
@@ -56,25 +58,45 @@ class Block:
         return max(levels, key=lambda level: level.rank).value if levels else ""
 
 
-def render(record: Record, after: Record | None = None) -> str:
-    """Give the page; with `after` beside what was found once more after a repair."""
+def render(record: Record, after: Record | None = None, command: str = "") -> str:
+    """Give the page.
+
+    Args:
+        record: the inspection.
+        after: what was found once more after a repair, to be drawn beside.
+        command: that repairs, if there is one; else remedies are told as Python.
+
+    """
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    gap = record.seen.gap
+    gap_after = None if after is None else after.seen.gap
+    found = cards.of(record)
     return environment.get_template("inspection.html").render(
         record=record,
         after=after,
-        verdict=inspection_text.verdict(record),
-        summary=tuple(inspection_text.summary(record)),
-        summary_after=() if after is None else tuple(inspection_text.summary(after)),
-        verdict_after="" if after is None else inspection_text.verdict(after),
+        headline=inspection_words.headline(record),
+        headline_after="" if after is None else inspection_words.headline(after),
+        caption="" if gap is None else inspection_words.caption(gap),
+        bars=() if gap is None else tuple(inspection_words.bars(gap, gap_after)),
+        summary=tuple(inspection_words.summary(record, command)),
+        cards=tuple(zip(found, _ways(found, record, command), strict=True)),
+        stays=() if after is None else tuple(c for c in cards.of(after) if c.worst.rank),
+        accepted=cards.accepted(record),
         blocks=tuple(_blocks(record, after)),
-        columns=inspection_text.COLUMNS,
+        columns=inspection_words.COLUMNS,
         marks={level.value: mark for level, mark in inspection_text.MARKS.items()},
         side=SIDE,
         first=inspection_text.FIRST,
+        named=cards.NAMED,
     )
+
+
+def _ways(found: Sequence[Card], record: Record, command: str) -> Iterator[Way]:
+    for way in cards.ways(found, record, command):
+        yield Way(way.text, cards.folded(way.command, _COMMAND) if way.command else "")
 
 
 def _blocks(record: Record, after: Record | None) -> Iterator[Block]:
@@ -82,7 +104,7 @@ def _blocks(record: Record, after: Record | None) -> Iterator[Block]:
     for layer in record.seen.layers:
         findings = tuple(f for f in record.findings if f.layer == layer.name)
         plots = tuple(_plots(layer, mended.get(layer.name)))
-        row = inspection_text.row(layer)
+        row = inspection_words.row(layer)
         yield Block(layer, row, max(0.0, min(1.0, layer.share or 0.0)), findings, plots)
 
 

@@ -10,18 +10,26 @@ from livella.report import files
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _LEVELS = {Level.NOTE: "note", Level.WARNING: "warning", Level.ERROR: "error"}
+_ACCEPTED = {"kind": "external", "justification": "ignored by --ignore, ignore= or [tool.livella]"}
 
 
 def render(record: Record, file: str = "") -> str:
-    """Give the findings as SARIF; `file` is where the model is defined."""
-    rules = list(record.checks)
+    """Give the findings as SARIF; `file` is where the model is defined.
+
+    What is ignored is there too, suppressed, as the standard has it.
+    """
+    found = (*record.findings, *record.ignored)
+    texts = {each.check: each.check for each in found} | dict(record.checks)
     driver = {
         "name": "livella",
         "version": record.provenance.get("livella", ""),
         "informationUri": "https://pypi.org/project/livella/",
-        "rules": [_rule(name, text) for name, text in record.checks.items()],
+        "rules": [_rule(name, text) for name, text in texts.items()],
     }
-    results = [_result(record, finding, rules, file) for finding in record.findings]
+    rules = list(texts)
+    results = [_result(record, each, rules, file) for each in record.findings]
+    for each in record.ignored:
+        results.append({**_result(record, each, rules, file), "suppressions": [_ACCEPTED]})
     run = {"tool": {"driver": driver}, "results": results, "columnKind": "unicodeCodePoints"}
     return files.record({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]})
 
@@ -47,6 +55,7 @@ def _result(record: Record, finding: Finding, rules: list[str], file: str) -> di
             "artifactLocation": {"uri": file},
             "region": {"startLine": 1},
         }
+    because = {"because": finding.because} if finding.because else {}
     return {
         "ruleId": finding.check,
         "ruleIndex": rules.index(finding.check),
@@ -54,5 +63,5 @@ def _result(record: Record, finding: Finding, rules: list[str], file: str) -> di
         "message": {"text": " ".join([f"{finding.layer or 'The model'}: {finding.message}",
                                       *([] if advice is None else [advice.text])])},
         "locations": [place],
-        "properties": {"share": finding.share, **finding.numbers},
+        "properties": {"share": finding.share, **because, **finding.numbers},
     }  # fmt: skip
