@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from livella.diagnosis.records import Distance, Gap, Layer, Measured, Seen
+from livella.diagnosis.records import Distance, Gap, Layer, Measured, Seen, Trio
 
 NEAR = Distance(offset=0.01, ratio=1.0, divergence=0.0001)
 FAR = Distance(offset=0.8, ratio=0.5, divergence=0.6)
@@ -31,9 +31,18 @@ def layer(name: str = "bn", met: Measured | None = None, **changed: object) -> L
 def seen(*layers: Layer, **changed: object) -> Seen:
     usual: dict[str, object] = {
         "model": "Net", "training": False, "samples": 640, "batch": 64,
-        "gap": Gap("loss", 0.31, 0.3, 0.3, (0.9, 0.9, 0.9)),
+        "gap": gap(0.9, 0.9, 0.9),
     }  # fmt: skip
     return Seen(layers=layers or (layer(),), **{**usual, **changed})
 
 
-BROKEN = Gap("loss", 2.0, 0.3, 0.3, (0.4, 0.9, 0.9))
+def gap(running: float, population: float, batch: float, **changed: object) -> Gap:
+    usual: dict[str, object] = {
+        "score": Trio(running, population, batch), "lost": population - running, "error": 0.004,
+        "beyond": batch - population, "examples": 640, "counted": "class numbers",
+        "labels": "batch[1]",
+    }  # fmt: skip
+    return Gap(**{**usual, **changed})
+
+
+BROKEN = gap(0.4, 0.9, 0.9)

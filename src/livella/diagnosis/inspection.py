@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella import provenance
-from livella.diagnosis import attribute, facts, looks, measure, numbers
+from livella.diagnosis import accepted, attribute, facts, looks, measure, numbers
 from livella.diagnosis.checks import CHECKS, findings_of
 from livella.diagnosis.measure import Data, JudgeOf, Met
 from livella.diagnosis.records import Advice, Layer, Record, Seen
@@ -113,6 +113,7 @@ def inspect(
 
     """
     _check(batches, deploy)
+    accepted.check_names(ignore)
     model = feeding.unwrap(model)
     layers = facts.layers_of(model, optimizer)
     if not layers:
@@ -134,13 +135,14 @@ def inspect(
         seen = _with_data(seen, data, judge_of)
         if deploy is not None:
             seen = _with_deployment(seen, dataclasses.replace(data, batches=deploy))
-    findings = findings_of(seen)
+    findings, ignored = accepted.sort_out(findings_of(seen), ignore)
     return Inspection(
         seen,
         findings,
         checks={check.__name__: check.__doc__ or "" for check in CHECKS},
-        remedies={f.remedy: _advice(f.remedy) for f in findings if f.remedy},
+        remedies={f.remedy: _advice(f.remedy) for f in (*findings, *ignored) if f.remedy},
         provenance=provenance.of_run(torch.get_num_threads()),
+        ignored=ignored,
     )
 
 

@@ -248,7 +248,7 @@ def _worse(then: Gap, now: Gap) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.2%}"
+    return f"{100 * share:.2f} %"
 
 
 def _advice(remedy: str) -> str:

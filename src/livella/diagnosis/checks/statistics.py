@@ -45,11 +45,14 @@ def statistics_gap(seen: Seen) -> Iterator[Finding]:
         return
     score, lost = seen.gap.score, seen.gap.lost
     if seen.gap.counted in PLAIN:
-        said = f"{score.running:.1%} right by its running statistics, {score.population:.1%}"
+        said = (
+            f"{100 * score.running:.1f} % right by its running statistics, "
+            f"{100 * score.population:.1f} %"
+        )
     elif seen.gap.counted:
         said = f"A score of {score.running:.3g} by its running statistics, {score.population:.3g}"
     else:
-        said = f"Its outputs are {lost:.1%} away from those"
+        said = f"Its outputs are {100 * lost:.1f} % away from those"
     yield finding(
         level, "", f"{said} by the statistics of the data.", "measure_statistics",
         numbers={"running": score.running, "population": score.population, "lost": lost},
@@ -85,7 +88,7 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
 
 def _costs(seen: Seen, layer: Layer) -> str:
     if layer.share is not None and layer.share >= SHOWN:
-        return f"It answers for {layer.share:.0%} of the gap."
+        return f"It answers for {100 * layer.share:.0f} % of the gap."
     if seen.gap is not None and seen.gap.lost >= POINTS[0] and layer.share is None:
         return "What it costs cannot be told from so few data."
     return "It costs nothing that shows on these data."
@@ -208,7 +211,7 @@ def not_of_the_statistics(seen: Seen) -> Iterator[Finding]:
 
 
 def _told(gap: Gap, score: float) -> str:
-    return f"{score:.1%} right" if gap.counted in PLAIN else f"a score of {score:.3g}"
+    return f"{100 * score:.1f} % right" if gap.counted in PLAIN else f"a score of {score:.3g}"
 
 
 def gradient_flow(seen: Seen) -> Iterator[Finding]:
