@@ -51,7 +51,8 @@ def test_the_copy_is_mended_and_the_model_as_it_was():
     assert done.applied == {"measure_statistics": ("5",)}
     assert not done.worse
     torch.testing.assert_close(done.model[5].running_mean, good[5].running_mean)
-    assert done.after.seen.gap.running < done.before.seen.gap.running
+    assert done.after.seen.gap.loss.running < done.before.seen.gap.loss.running
+    assert done.after.seen.gap.score.running > done.before.seen.gap.score.running
     assert "measure_statistics: 5" in str(done)
     assert "loss:" in str(done)
 
@@ -64,7 +65,8 @@ def test_a_healthy_model_is_left_alone():
         torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), done.model.state_dict().values(), strict=True)
     )
-    assert "nothing was found" in str(done)
+    assert str(done) == "nothing to do: no gap was found"
+    assert done.left == ""
 
 
 def test_nan_is_measured_away_from_batches_without_labels():
@@ -122,7 +124,7 @@ def test_statistics_that_rounding_spoilt_are_measured_again():
     done = mend(model, batches)
     assert {"measure_in_float32", "measure_statistics"} <= set(done.applied)
     assert done.model[5].running_mean.dtype == torch.float32
-    assert done.after.seen.gap.accuracy[0] > done.before.seen.gap.accuracy[0]
+    assert done.after.seen.gap.score.running > done.before.seen.gap.score.running
 
 
 def test_statistics_are_measured_once_however_many_ask(monkeypatch):
@@ -168,11 +170,12 @@ def test_what_got_worse_is_not_written(monkeypatch, tmp_path):
         model[5].running_mean -= 100
 
     spoiling = remedies.Remedy(Safety.STATISTICS, "Spoil it.", spoil)
-    monkeypatch.setitem(repair.REMEDIES, "measure_statistics", spoiling)
-    model, batches = broken()
+    monkeypatch.setitem(repair.REMEDIES, "momentum", spoiling)
+    model, batches = fitting()
+    model[1].momentum = 0.99
     done = mend(model, batches)
-    assert done.worse.startswith("loss")
-    with pytest.raises(ValueError, match="refused to write what got worse: loss"):
+    assert done.worse.startswith("score")
+    with pytest.raises(ValueError, match="refused to write what got worse: score"):
         done.write(tmp_path / "w.safetensors")
     assert list(tmp_path.iterdir()) == []
 

@@ -11,20 +11,19 @@ from livella.diagnosis import mixture
 from livella.diagnosis.measure import (
     Data,
     JudgeOf,
+    Means,
     batch_norms,
     batch_pass,
     can_be_mixed,
+    means_of,
     of_mixture,
     of_rounds,
     output_by,
-    population_of,
 )
 from livella.diagnosis.mixture import Mixture
 from livella.diagnosis.records import Gap
 from livella.diagnosis.scores import Scores
 from livella.model import feeding
-from livella.model.estimate import LayerEstimate
-from livella.model.measure import Statistics
 
 PARTS = 4
 """One of so many parts is held out."""
@@ -42,28 +41,28 @@ def gap(data: Data, judge_of: JudgeOf) -> Gap:
         quarters = [mixture.cut(batch, _quarter(batch)) for batch in mixed]
         held = [parts[0] for parts in quarters]
         seen = [part for parts in quarters for part in parts[1:]] or held
-        found, right = of_mixture(data, layers, seen), of_mixture(data, layers, held)
+        found, right = (of_mixture(data, layers, part)[0] for part in (seen, held))
     else:
         held_data = dataclasses.replace(data, batches=_Part(data.batches, held=True))
         seen_data = dataclasses.replace(data, batches=_Part(data.batches, held=False))
         found, right = of_rounds(seen_data, layers), of_rounds(held_data, layers)
         held = held_data.batches
-    return _tried(data, judge_of, held, _statistics(found), _statistics(right))
+    return _tried(data, judge_of, held, means_of(found), means_of(right))
 
 
 def _tried(
     data: Data,
     judge_of: JudgeOf,
     held: Iterable[Any],
-    found: dict[str, Statistics],
-    right: dict[str, Statistics],
+    found: Means,
+    right: Means,
 ) -> Gap:
     scores: Scores | None = None
     layers = batch_norms(data.model)
     for batch in feeding.on_device(data.model, held):
         beside = output_by(data, batch, right)
         scores = scores or Scores(judge_of(beside, batch))
-        with batch_pass(data.model, layers, wanted=()) as reading:
+        with batch_pass(data.model, layers) as reading:
             own = data.output(reading, batch)
         outputs = (output_by(data, batch, {}), output_by(data, batch, found), own)
         scores.add(batch, outputs, beside)
@@ -82,10 +81,6 @@ def _mixed(data: Data) -> list[Any]:
 
 def _quarter(batch: Any) -> int:
     return -(-feeding.samples_in(batch) // PARTS)
-
-
-def _statistics(found: dict[str, LayerEstimate]) -> dict[str, Statistics]:
-    return {name: population_of(each) for name, each in found.items()}
 
 
 class _Part:

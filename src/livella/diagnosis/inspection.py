@@ -66,7 +66,7 @@ def inspect(
 
     Without batches, what is stored is read: values, settings, precision. With batches, how the
     model does is measured: by its running statistics, by those of the data, and by each batch's
-    own. The verdict rests on that gap. Statistics of the data are measured on up to 1024 examples
+    own. The verdict rests on that gap. Statistics of the data are measured on up to 2048 examples
     drawn evenly from all batches and mixed anew, so that neither their order nor their size
     matters. The gap is then shared out among the layers whose statistics differ, by their Shapley
     values: what mending each brings, averaged over all orders of mending them. The checks say what

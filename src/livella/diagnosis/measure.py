@@ -25,7 +25,7 @@ from livella.model import feeding, sites
 from livella.model.estimate import LayerEstimate, estimates_of
 from livella.model.feeding import Forward
 from livella.model.levels import Site
-from livella.model.measure import Pass, Statistics
+from livella.model.measure import Pass, Record, Statistics
 from livella.model.passes import of_batch
 from livella.model.progress import Bar
 from livella.moments import Moments
@@ -34,11 +34,17 @@ FEW = 8
 """Batches up to which the model is tried on all, and on every other one beyond."""
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 """What models raise at a batch that they cannot take."""
+TOLD = 256
+"""Examples on which it is told how far outputs are apart by chance."""
 ROUNDS = 3
 """Readings of batches that cannot be mixed."""
 ALIKE = 1e-2
 """How far outputs may be from each other, of their largest value, to be the same but for
 rounding."""
+
+
+Means = dict[str, Statistics]
+"""Mean and variance to normalize by, by layer."""
 
 
 @dataclass
@@ -76,6 +82,7 @@ class Met:
         sizes: samples of each batch.
         as_given: what each call met in the batches as they come, each normalized by itself.
         estimates: by layer, the population as inference would meet it.
+        halves: mean and variance by layer, of two halves of the data.
         mixed: batches that stand for all of the data; those given where they cannot be mixed.
 
     """
@@ -85,6 +92,7 @@ class Met:
     sizes: list[int] = field(default_factory=list)
     as_given: dict[str, LayerEstimate] = field(default_factory=dict)
     estimates: dict[str, LayerEstimate] = field(default_factory=dict)
+    halves: list[Means] = field(default_factory=list)
     mixed: list[Any] = field(default_factory=list)
 
     @property
@@ -93,9 +101,9 @@ class Met:
         return sorted(self.sizes)[len(self.sizes) // 2]
 
     @property
-    def population(self) -> dict[str, Statistics]:
+    def population(self) -> Means:
         """Mean and variance of the population, by layer."""
-        return {name: population_of(each) for name, each in self.estimates.items()}
+        return means_of(self.estimates)
 
 
 JudgeOf = Callable[[Any, Any], Judge]
@@ -107,10 +115,12 @@ def meet(data: Data, layers: Mapping[str, _NormBase], judge_of: JudgeOf, what: s
     met, mixture = _as_given(data, layers, judge_of, what)
     met.mixed = mixture.batches() if can_be_mixed(data) else []
     if met.mixed:
-        met.estimates = of_mixture(data, layers, met.mixed)
+        met.estimates, met.halves = of_mixture(data, layers, met.mixed)
     else:
         met.estimates = of_rounds(data, layers)
         met.mixed = list(islice(data, FEW))
+        parts = [_by_the_batch(data, layers, half) for half in halves(met.mixed)]
+        met.halves = [means_of(estimates_of(layers, part)) for part in parts]
     met.judge.trust(output_by(data, met.mixed[0], met.population))
     return met
 
@@ -160,24 +170,33 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 def of_mixture(
     data: Data, layers: Mapping[str, _NormBase], mixed: list[Any]
-) -> dict[str, LayerEstimate]:
-    """Measure the population on mixed batches, each a fair sample.
+) -> tuple[dict[str, LayerEstimate], list[Means]]:
+    """Measure the population on mixed batches, each a fair sample; and what its two halves give.
 
     First each layer normalizes by the batch, so that every layer has those before it normalized as
     they should be; then by what that found, which is inference but for what is second to it.
     """
     with data.bar(2 * len(mixed)) as bar:
         bar.begin("the population")
-        with batch_pass(data.model, layers) as first:
-            for batch in mixed:
-                data.output(first, batch)
-                bar.advance()
-        found = estimates_of(layers, first.records)
-        with _by(data.model, layers, found) as second:
+        firsts = [_by_the_batch(data, layers, half) for half in halves(mixed)]
+        merged = dict(firsts[0])
+        for site, record in firsts[1].items():
+            merged[site] = merged[site].merge(record) if site in merged else record
+        with _by(data.model, layers, estimates_of(layers, merged)) as second:
             for batch in mixed:
                 data.output(second, batch)
                 bar.advance()
-    return estimates_of(layers, second.records)
+    of_halves = [means_of(estimates_of(layers, first)) for first in firsts]
+    return estimates_of(layers, second.records), of_halves
+
+
+def _by_the_batch(
+    data: Data, layers: Mapping[str, _NormBase], batches: Iterable[Any]
+) -> dict[Site, Record]:
+    with batch_pass(data.model, layers) as reading:
+        for batch in batches:
+            data.output(reading, batch)
+    return reading.records
 
 
 def of_rounds(data: Data, layers: Mapping[str, _NormBase]) -> dict[str, LayerEstimate]:
@@ -203,7 +222,7 @@ def _by(
     model: nn.Module, layers: Mapping[str, _NormBase], found: Mapping[str, LayerEstimate]
 ) -> Pass:
     """Give a pass that measures while layers normalize by what was found before."""
-    statistics = {name: population_of(each) for name, each in found.items()}
+    statistics = means_of(found)
 
     def known(site: Site, _values: int) -> Statistics:
         return statistics.get(site[0]) or reading.originals[site[0]]
@@ -255,7 +274,7 @@ def gap(data: Data, met: Met) -> Gap | None:
         bar.begin("by statistics")
         for batch in islice(data, 0, None, every):
             good = output_by(data, batch, population)
-            with batch_pass(data.model, layers, wanted=()) as reading:
+            with batch_pass(data.model, layers) as reading:
                 own = data.output(reading, batch)
             scores.add(batch, (output_by(data, batch, {}), good, own), good)
             bar.advance()
@@ -270,18 +289,13 @@ def _chance(data: Data, met: Met) -> float:
 
     So far, labels aside, are those by any statistics of so few examples.
     """
-    layers = batch_norms(data.model)
-    of_halves: list[dict[str, Statistics]] = []
-    for half in halves(met.mixed):
-        with batch_pass(data.model, layers) as reading:
-            for batch in half:
-                data.output(reading, batch)
-        estimates = estimates_of(layers, reading.records)
-        of_halves.append({name: population_of(each) for name, each in estimates.items()})
-    merits = []
+    merits, examples = [], 0
     for batch in met.mixed:
-        one, other = (output_by(data, batch, half) for half in of_halves)
+        one, other = (output_by(data, batch, half) for half in met.halves)
         merits.append(met.judge.merit(one, batch, other))
+        examples += feeding.samples_in(batch)
+        if examples >= TOLD:
+            break
     return 1 - float(torch.cat(merits).mean())
 
 
@@ -290,6 +304,11 @@ def output_by(data: Data, batch: Any, statistics: Mapping[str, Statistics]) -> A
     layers = {n: module for n, module in batch_norms(data.model).items() if n in statistics}
     with Pass(data.model, layers, lambda site, _values: statistics[site[0]], wanted=()) as reading:
         return data.output(reading, batch)
+
+
+def means_of(estimates: Mapping[str, LayerEstimate]) -> Means:
+    """Give mean and unbiased variance of each layer."""
+    return {name: population_of(each) for name, each in estimates.items()}
 
 
 def population_of(estimate: LayerEstimate) -> Statistics:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from livella.model import feeding
 
-MOST, LEAST = 1024, 32
+MOST, LEAST = 2048, 32
 """Examples kept at most, and at least, however large they are."""
 BYTES = 192 * 2**20
 """Memory for them."""

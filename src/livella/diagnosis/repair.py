@@ -25,9 +25,9 @@ from livella.model.feeding import Forward
 from livella.report import inspection_html
 from livella.report.files import beside
 
-WORSE = 0.01
-"""By how much the score may fall, or where there is but a loss, by how much of itself it may grow,
-to be the same."""
+WORSE, GROWN = 0.01, 0.05
+"""By how much the score may fall, and by how much of itself the loss may grow where the score is no
+better, to be the same."""
 LOST = 0.005
 """What of the score has to be lost to statistics for them to be measured, where no finding asks."""
 
@@ -239,10 +239,10 @@ def _worse(then: Gap, now: Gap) -> str:
     before, after = then.score.running, now.score.running
     if after < before - WORSE:
         return f"score {_percent(before)} → {_percent(after)}"
-    if then.counted or then.loss is None or now.loss is None:
+    if after > before + WORSE or then.loss is None or now.loss is None:
         return ""
     old, new = then.loss.running, now.loss.running
-    if math.isfinite(old) and not new <= old * (1 + WORSE) + 1e-9:
+    if math.isfinite(old) and not new <= old + GROWN * abs(old) + 1e-6:
         return f"loss {old:.4g} → {new:.4g}"
     return ""
 
