@@ -25,7 +25,8 @@ def main() -> int:
         return _show(Case.of(asked.case), asked.verbose)
     rows = _rows(asked)
     print("\n".join(table.lines(rows)))
-    print("\n" + "\n".join(table.by_fault(rows)))
+    for what in ("fault", "family", "data"):
+        print("\n" + "\n".join(table.by(rows, what)))
     print("\n" + "\n".join(table.misses(rows)))
     reached = [table.score(rows, name)[0] >= asked.at_least for name in scores.SCORES]
     return 0 if all(reached) else 1
@@ -75,9 +76,9 @@ def _run(network: list[Case]) -> list[dict[str, Any]]:
 
 def _version() -> str:
     """A digest of the code that is judged and of that which judges."""
-    files = [*HERE.glob("*.py"), *(HERE.parent / "src" / "livella").rglob("*.py")]
-    judging = ("scores.py", "table.py", "__main__.py")  # they read rows, and change none
-    return digest(text_of(path for path in files if path.name not in judging))
+    own = ("data", "networks", "recipe", "faults", "oracle", "loaders", "cases")
+    judged = (HERE.parent / "src" / "livella").rglob("*.py")
+    return digest(text_of([*(HERE / f"{name}.py" for name in own), *judged]))
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
@@ -109,4 +110,8 @@ def _show(case: Case, verbose: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

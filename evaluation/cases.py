@@ -97,7 +97,9 @@ def run(case: Case) -> tuple[dict[str, Any], Any]:
     }  # fmt: skip
     begun = time.perf_counter()
     try:
-        answer, found = _ask(case, sick)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(pair.seed)  # by which loaders shuffle
+            answer, found = _ask(case, sick)
     except Exception as error:  # whatever it is, it is an answer to judge
         return {**row, "error": f"{type(error).__name__}: {error}"}, None
     return {**row, **answer, "seconds": round(time.perf_counter() - begun, 2)}, found

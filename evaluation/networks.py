@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -121,7 +122,7 @@ def vgg(shape: Shape, classes: int, width: int, depth: int) -> nn.Module:
 
 def mlp(shape: Shape, classes: int, width: int, depth: int) -> nn.Module:
     """Linear, norm, ReLU or GELU (by the parity of its width), again and again."""
-    into, layers = int(torch.tensor(shape).prod()), [nn.Flatten()]
+    into, layers = math.prod(shape), list[nn.Module]([nn.Flatten()])
     for _ in range(2 + depth):
         act = nn.ReLU() if width % 16 else nn.GELU()
         layers += [nn.Linear(into, 4 * width), nn.BatchNorm1d(4 * width), act]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,9 +125,10 @@ def _train(recipe: Recipe) -> tuple[list[dict[str, Tensor]], dict[str, Moments]]
     return weights, {n: (torch.stack(means[n]), torch.stack(variances[n])) for n in norms}
 
 
-def steps(model: nn.Module, recipe: Recipe, part: data.Part):
+def steps(model: nn.Module, recipe: Recipe, part: data.Part) -> Iterator[int]:
     """Train step by step, the model in the mode it is in; give the number of each step."""
     x, y = part
+    optimizer: torch.optim.Optimizer
     if recipe.optimizer == "adam":
         optimizer = torch.optim.Adam(model.parameters(), recipe.rate, weight_decay=recipe.decay)
     else:

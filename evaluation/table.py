@@ -41,16 +41,16 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{name:10}" + "".join(cells)
 
 
-def by_fault(rows: Sequence[Row]) -> Iterator[str]:
-    """Right of how many, by fault."""
-    yield f"{'':27}" + "".join(f"{name:>11}" for name in scores.SCORES)
-    for fault in dict.fromkeys(row["fault"] for row in rows):
-        own = [row for row in rows if row["fault"] == fault]
+def by(rows: Sequence[Row], what: str) -> Iterator[str]:
+    """Right of how many, by fault, by family or by data."""
+    yield f"{what:27}" + "".join(f"{name:>11}" for name in scores.SCORES)
+    for one in dict.fromkeys(row[what] for row in rows):
+        own = [row for row in rows if row[what] == one]
         cells = []
         for name in scores.SCORES:
             share, count = score(own, name)
             cells.append(f"{round(share * count):4} of {count:3}" if count else f"{'–':>11}")
-        yield f"{fault:27}" + "".join(cells)
+        yield f"{one:27}" + "".join(cells)
 
 
 def misses(rows: Sequence[Row]) -> Iterator[str]:
