@@ -160,11 +160,13 @@ def _roots(findings: Sequence[Finding]) -> dict[str, Finding]:
     by_key = {finding.key: finding for finding in reversed(findings)}
 
     def root(finding: Finding) -> Finding:
-        passed = {finding.key}
-        while finding.because in by_key and finding.because not in passed:
-            finding = by_key[finding.because]
-            passed.add(finding.key)
-        return finding
+        cause, passed = finding, {finding.key}
+        while cause.because in by_key:
+            if cause.because in passed:
+                return finding  # they go round: none is the first
+            cause = by_key[cause.because]
+            passed.add(cause.key)
+        return cause
 
     return {key: root(finding) for key, finding in by_key.items()}
 

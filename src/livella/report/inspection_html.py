@@ -82,6 +82,7 @@ def render(record: Record, after: Record | None = None, command: str = "") -> st
         caption="" if gap is None else inspection_words.caption(gap),
         bars=() if gap is None else tuple(inspection_words.bars(gap, gap_after)),
         summary=tuple(inspection_words.summary(record, command)),
+        first_title=inspection_words.first_title(record),
         cards=tuple(zip(found, _ways(found, record, command), strict=True)),
         stays=() if after is None else tuple(c for c in cards.of(after) if c.worst.rank),
         accepted=cards.accepted(record),

@@ -24,6 +24,8 @@ _COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow", Level.NOTE: "cyan"}
 _OF_BARS = {"running": "red", "after": "green", "population": "green", "batch": "cyan"}
 _WIDEST = 110
 _BAR = 24
+_BESIDE = 11
+"""The room of the level, and what follows it."""
 _COMMAND = 66
 """The width of a command: what fits beside the level in 80 columns."""
 
@@ -54,7 +56,7 @@ def render(record: Record, command: str = "") -> RenderableType:
         safe(inspection_words.headline(record), "bold"),
         *_scores(record),
         facts(*((name, safe(said)) for name, said in inspection_words.summary(record, command))),
-        *_first(found[:FIRST], ways),
+        *_first(inspection_words.first_title(record), found[:FIRST], ways),
         *_others("Also", found[FIRST:]),
         *_others("Ignored", cards.accepted(record)),
         *_layers(record),
@@ -75,14 +77,16 @@ def _scores(record: Record, after: Record | None = None) -> Iterator[RenderableT
     yield Padding(Group(safe(inspection_words.caption(gap), "dim"), grid), (1, 0))
 
 
-def _first(found: Iterable[Card], ways: list[Way]) -> Iterator[RenderableType]:
+def _first(title: str, found: Iterable[Card], ways: list[Way]) -> Iterator[RenderableType]:
     for place, (card, way) in enumerate(zip(found, ways, strict=False)):
         if not place:
-            yield heading("What matters most")
-        yield Padding(_card(card, way), (min(1, place), 0, 0, 0))
+            yield heading(title)
+        else:
+            yield Text()
+        yield from _card(card, way)
 
 
-def _card(card: Card, way: Way) -> RenderableType:
+def _card(card: Card, way: Way) -> Iterator[RenderableType]:
     grid = Grid.grid(padding=(0, 2, 0, 0))
     grid.add_column(width=9)
     grid.add_column(ratio=1)
@@ -94,9 +98,15 @@ def _card(card: Card, way: Way) -> RenderableType:
         grid.add_row("", line + safe(each.line))
     if way.text:
         grid.add_row("", safe(f"→ {way.text}"))
-    if way.command:
-        grid.add_row("", safe(f"→ {cards.folded(way.command, _COMMAND)}", "bold"))
-    return grid
+    yield grid
+    if (
+        way.command
+    ):  # no spaces behind its line breaks, which a grid would draw, or no shell reads it
+        lines = cards.folded(way.command, _COMMAND).splitlines()
+        told = "\n".join(
+            f"{'' if k else '→ ':>{_BESIDE + 2}}{line}" for k, line in enumerate(lines)
+        )
+        yield safe(told, "bold")
 
 
 def _mark(level: Level, short: bool = False) -> Text:

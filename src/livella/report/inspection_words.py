@@ -42,20 +42,25 @@ def headline(record: Record) -> str:
     more = f" {wording.counted(ignored, 'finding is', 'findings are')} ignored." if ignored else ""
     gap = record.seen.gap
     if gap is None:
-        return f"{_stored(record.worst)}{found}; how the network does was not measured.{more}"
-    said = {
-        Level.ERROR: "Wrong in use",
-        Level.WARNING: "In use, with reservations",
-    }.get(record.worst or Level.NOTE, "Healthy")
-    return f"{said}: {_in_short(gap)}{found or ': nothing was found'}.{more}"
+        return f"{_how(record)}{found}; how the network does was not measured.{more}"
+    return f"{_how(record)}: {_in_short(gap)}{found or ': nothing was found'}.{more}"
 
 
-def _stored(worst: Level | None) -> str:
-    if worst is Level.ERROR:
-        return "Wrong in what is stored"
-    if worst is Level.WARNING:
-        return "No error in what is stored"
-    return "Nothing wrong in what is stored"
+def _how(record: Record) -> str:
+    measured = record.seen.gap is not None
+    if record.worst is Level.ERROR:
+        return "Wrong in use" if measured else "Wrong in what is stored"
+    if record.worst is Level.WARNING:
+        return "In use, with reservations" if measured else "No error in what is stored"
+    beside = any(each.level is not Level.NOTE for each in record.ignored)
+    if measured:
+        return "Nothing wrong beside what is ignored" if beside else "Healthy"
+    return f"Nothing wrong in what is stored{' beside what is ignored' if beside else ''}"
+
+
+def first_title(record: Record) -> str:
+    """Give the title of the cards: notes alone are nothing that matters."""
+    return "Worth knowing" if record.worst is Level.NOTE else "What matters most"
 
 
 def _counts(record: Record) -> str:
