@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 import livella
 from livella import cli
 from livella.study import CLAIMS
+from tests.report.inspections import HEALTHY, SICK
 from tests.study.worlds import users
 
 LIVELLA = str(Path(sys.executable).with_name("livella"))
@@ -185,12 +187,18 @@ words = ["--help"], ["--version"], ["study", "--help"], ["inspect"], ["bench", "
 codes = []
 words = [*words, ["repair", "m.py:f", "--wrong"], ["study", "speed"], ["inspect", "m.py"]]
 words = [*words, ["study", "--model", "none.py:f"], ["bench", "--threads", "0"]]
+words = [*words, ["inspect", "json:loads", "--weights", "none.pt"]]
+words = [*words, ["inspect", "json:loads", "--out", "none/here.html"]]
+words = [*words, ["inspect", "json:loads", "--ignore", "nothing"]]
+words = [*words, ["inspect", "json:loads", "--loss", "nowhere"]]
+repair = ["repair", "json:loads", "--data", "json:loads", "--out"]
+words = [*words, [*repair, "none/w.pt"], [*repair, "w.pt", "--page", "none/page.html"]]
 for sys.argv[1:] in words:
     try:
         main()
     except SystemExit as end:
         codes.append(end.code)
-assert codes == [0] * 3 + [2] * 7, codes
+assert codes == [0] * 3 + [2] * 13, codes
 heavy = {"torch", "numpy", "scipy", "sklearn", "joblib", "plotly", "pandas"} & {*sys.modules}
 assert not heavy, heavy
 """
@@ -200,6 +208,37 @@ def test_help_versions_and_errors_in_arguments_do_without_torch():
     ran = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     assert "unknown claim 'speed'" in ran.stderr
+    assert "no folder 'none' to write 'page.html' in: make it first" in ran.stderr
+    assert "ignore: there is no check 'nothing': expected check or check@layer" in ran.stderr
+    assert "no file 'none.pt'" in ran.stderr
+
+
+INTERRUPTED = """
+import sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+from livella.cli import main
+sys.argv[1:] = sys.argv[1].split()
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "words", ["study", "bench --quick", "inspect json:loads",
+              "repair json:loads --data json:loads --out w.safetensors"],
+)  # fmt: skip
+def test_an_interrupt_while_torch_is_loaded_ends_with_one_line(folder, words):
+    command = [sys.executable, "-c", INTERRUPTED, words]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 130, ran.stderr
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("livella: interrupted; ")
+    assert list(folder.iterdir()) == []
 
 
 MINE = """
@@ -212,7 +251,9 @@ def net():
 
 def batches():
     g = torch.Generator().manual_seed(1)
-    return [2 + torch.randn(32, 6, generator=g) for _ in range(12)]
+    inputs = [20 + 5 * torch.randn(32, 6, generator=g) for _ in range(12)]
+    labels = net()(torch.cat(inputs)).argmax(1)  # by the statistics of all the data
+    return list(zip(inputs, labels.split(32)))
 
 def fitted():
     model = net()
@@ -265,16 +306,95 @@ def test_inspect_writes_every_format(mine, form):
         assert '"uri": "mine.py"' in shown.stdout
 
 
+def test_inspect_says_the_command_that_repairs(mine):
+    words = ("inspect", "mine.py:net", "--fail-on", "never")
+    told = " ".join(invoke(*words, "--data", "mine.py:batches").stdout.replace("\\\n", " ").split())
+    assert "livella repair mine.py:net --data mine.py:batches --out mended.safetensors" in told
+    stored = " ".join(invoke(*words).stdout.replace("\\\n", " ").split())
+    assert "how the network does was not measured" in stored
+    assert "livella repair mine.py:net --data FILE.py:FUNCTION --out" in stored
+    page = invoke(*words, "--data", "mine.py:batches", "--format", "html").stdout
+    assert "livella repair mine.py:net" in page
+
+
+EVERYTHING = ("never_updated", "statistics_gap", "stale_statistics")
+
+
+def test_what_is_accepted_is_shown_and_counts_for_nothing(mine):
+    words = ("inspect", "mine.py:net", "--data", "mine.py:batches")
+    ignoring = [word for check in EVERYTHING for word in ("--ignore", check)]
+    assert invoke(*words).exit_code == 1
+    result = invoke(*words, *ignoring)
+    assert result.exit_code == 0
+    assert "ignored." in result.stdout
+    assert "never_updated" in result.stdout
+    found = json.loads(invoke(*words, *ignoring, "--format", "json").stdout)
+    assert {each["check"] for each in found["ignored"]} <= set(EVERYTHING)
+    assert not {each["check"] for each in found["findings"]} & set(EVERYTHING)
+    (mine / "pyproject.toml").write_text(f"[tool.livella]\nignore = {list(EVERYTHING)}\n")
+    assert invoke(*words).stdout == result.stdout
+    assert invoke(*words, "--ignore", "momentum@other").exit_code == 0
+
+
+def test_the_words_about_data_reach_the_call(mine, monkeypatch):
+    from livella.diagnosis import loading
+
+    asked = {}
+
+    def call(model, batches, **options):
+        asked.update(options)
+        raise ValueError("asked enough")
+
+    for name in ("loss_of", "target_of", "forward_of"):
+        monkeypatch.setattr(loading, name, lambda text, name=name: (name, text), raising=False)
+    words = ["mine.py:net", "--data", "mine.py:batches", "--loss", "mine.py:net", "--target",
+             "label", "--forward", "mine.py:fitted", "--ignore", "momentum@a.*"]  # fmt: skip
+    expected = {
+        "loss": ("loss_of", "mine.py:net"), "target": ("target_of", "label"),
+        "forward": ("forward_of", "mine.py:fitted"), "ignore": ("momentum@a.*",),
+    }  # fmt: skip
+    for command, more in (("inspect", {}), ("repair", {"changing": False})):
+        asked.clear()
+        monkeypatch.setattr(livella, command, call)
+        out = ["--out", "w.safetensors"] if command == "repair" else []
+        result = invoke(command, *words, *out)
+        assert result.exit_code == 2
+        assert "asked enough" in result.stderr
+        assert asked == expected | more
+
+
 def test_repair_writes_weights_that_inspect_then_finds_healthy(mine):
     repaired = invoke("repair", "mine.py:net", "--data", "mine.py:batches", "--out",
                       "w.safetensors", "--page", "page.html")  # fmt: skip
-    assert repaired.exit_code == 0
+    assert repaired.exit_code == 0, repaired.stderr
     assert "measure_statistics: 1" in repaired.stdout
+    assert "repaired, eval()" in repaired.stdout
     assert "After the repair" in (mine / "page.html").read_text()
     again = invoke("inspect", "mine.py:net", "--weights", "w.safetensors", "--data",
                    "mine.py:batches")  # fmt: skip
     assert again.exit_code == 0
     assert "tensors loaded" in again.stderr
+
+
+OUTCOMES = {
+    "repaired": ({}, 0, True, ""),
+    "a gap stays": ({"left": "few data"}, 1, True, "livella: a gap stays: few data"),
+    "worse": ({"worse": "score 9 % → 8 %", "left": "few data"}, 1, False,
+              "livella: refused to write what got worse: score 9 % → 8 %"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "code", "written", "line"), OUTCOMES.values(), ids=OUTCOMES)
+def test_the_exit_code_of_a_repair_says_what_came_of_it(
+    mine, monkeypatch, said, code, written, line
+):
+    done = SimpleNamespace(before=SICK, after=HEALTHY, worse="", left="")
+    done.__dict__.update(said, write=lambda path: path.write_text("weights") and path)
+    monkeypatch.setattr(livella, "repair", lambda *_args, **_options: done)
+    result = invoke("repair", "mine.py:net", "--data", "mine.py:batches", "--out", "w.safetensors")
+    assert result.exit_code == code, result.stderr
+    assert (mine / "w.safetensors").exists() is written
+    assert result.stderr.splitlines() == ([line] if line else [])
 
 
 BAD_MODELS = {
@@ -286,6 +406,9 @@ BAD_MODELS = {
         ["mine.py:net", "--data", "mine.py:failing"], "RuntimeError: no such disk",
     ),
     "no loader": (["mine.py:net", "--data", "mine.py:fails"], "read once"),
+    "no folder": (["mine.py:net", "--out", "none/page.html"], "no folder 'none' to write"),
+    "a folder": (["mine.py:net", "--out", "."], "'.' is a folder: expected a file to write"),
+    "no check": (["mine.py:net", "--ignore", "smal_batch"], "such as small_batch"),
 }  # fmt: skip
 
 

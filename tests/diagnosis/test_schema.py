@@ -7,7 +7,7 @@ import pytest
 
 from livella.diagnosis.schema import schema
 from livella.report import files
-from tests.report.test_inspection import HEALTHY, HOSTILE, SICK
+from tests.report.inspections import DEEP, HEALTHY, HOSTILE, IGNORING, SICK, STORED
 
 TYPES = {
     "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None),
@@ -40,7 +40,7 @@ def fits(value, rule):
     return True
 
 
-@pytest.mark.parametrize("record", [HEALTHY, SICK, HOSTILE])
+@pytest.mark.parametrize("record", [HEALTHY, SICK, HOSTILE, STORED, DEEP, IGNORING])
 def test_a_record_fits(record):
     assert fits(json.loads(files.record(record.to_dict())), schema())
 
@@ -53,6 +53,8 @@ def test_a_record_fits(record):
         lambda r: r["findings"][0].update(level="awful"),
         lambda r: r["seen"]["layers"][0].update(name=3),
         lambda r: r["seen"]["gap"].update(accuracy=[0.5, 0.5]),
+        lambda r: r["seen"]["gap"]["score"].pop("batch"),
+        lambda r: r["findings"][0].update(because=None),
     ],
 )
 def test_another_does_not(spoil):

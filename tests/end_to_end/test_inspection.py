@@ -13,14 +13,14 @@ from playwright.sync_api import Browser
 from livella.diagnosis.records import Record
 from livella.report import inspection_html
 from tests.end_to_end import page as pages
-from tests.report.test_inspection import HEALTHY, HOSTILE, MARKUP, SICK
+from tests.report.inspections import COMMAND, HEALTHY, HOSTILE, MARKUP, SICK
 
 pytestmark = pytest.mark.skipif(pages.chromium() is None, reason="no chromium is installed")
 
 
 def written(folder: Path, record: Record) -> Path:
     path = folder / "page.html"
-    path.write_text(inspection_html.render(record, HEALTHY), encoding="utf-8")
+    path.write_text(inspection_html.render(record, HEALTHY, COMMAND), encoding="utf-8")
     return path
 
 
