@@ -129,21 +129,36 @@ def examples_called(model, batches, **options):
     return sum(called) / sum(len(x) for x, _ in batches)
 
 
+class Residual(nn.Module):
+    """So many layers with batch norm, each beside a way around it."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU()) for _ in range(layers)
+        )
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + 0.2 * block(x)
+        return x
+
+
 @pytest.mark.parametrize("layers", [4, 52])
 @pytest.mark.parametrize("count", [10, 64])
 def test_without_a_gap_it_takes_about_five_passes(count, layers):
-    model, batches = faults.Deep(layers).eval(), pairs(count)
+    model, batches = Residual(layers).eval(), pairs(count)
     livella.estimate_population(model, batches, method="single_pass", progress=False).apply()
     assert examples_called(model, batches) <= 6
 
 
 @pytest.mark.parametrize("places", [(3,), (3, 20, 40), range(52)])
 def test_a_deep_network_is_shared_out_within_eight_passes(places):
-    model, batches = faults.Deep(52).eval(), pairs(64)
+    model, batches = Residual(52).eval(), pairs(64)
     livella.estimate_population(model, batches, method="single_pass", progress=False).apply()
     damage(model, places)
     found = inspect(model, batches, target=None)
-    assert sum(layer.share for layer in found.measurements) == pytest.approx(1)
+    assert sum(layer.share or 0.0 for layer in found.measurements) == pytest.approx(1)
     assert examples_called(model, batches, target=None) <= 8
 
 

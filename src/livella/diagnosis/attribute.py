@@ -17,7 +17,7 @@ from torch import Tensor
 
 from livella.diagnosis import mixture
 from livella.diagnosis.measure import Data, Met, output_by
-from livella.diagnosis.scores import interval
+from livella.diagnosis.scores import NORMAL
 from livella.model import feeding
 from livella.model.blending import averages
 from livella.model.estimate import LayerEstimate
@@ -27,12 +27,12 @@ NOTICEABLE = 0.05
 chance (at 95 %), to be tried."""
 EXACT = 6
 """Layers up to which all their subsets are tried."""
-PASSES, WORK = 3, 200
+PASSES, WORK = 3, 100
 """What attribution may cost, in evaluation passes over the data: so many at least, and of a
 network of few layers, whose passes cost little, as many as make so many passes of one layer."""
 EXAMPLES = (32, 512)
 """On how many examples a subset is tried, at least and at most."""
-WALKED = 32
+WALKED = 24
 """Examples on which an order is tried; each pair of orders takes others."""
 LEAST = 8
 """Pairs of orders before which no interval is believed."""
@@ -95,14 +95,14 @@ def _of_many(game: Game, names: Layers) -> dict[Layers, Share]:
         return as_shares(game.sampled(_orders([(name,) for name in names]), game.budget))
     size = math.ceil(len(names) / GROUPS)
     groups = [names[k : k + size] for k in range(0, len(names), size)]
-    of_groups = as_shares(game.sampled(_orders(groups), game.budget // 2))
+    of_groups = as_shares(game.sampled(_orders(groups), game.budget // 3))
     matter = [group for group in groups if group in of_groups and of_groups[group].of_gap > PART]
     found: dict[Layers, Share] = {}
     for group, share in of_groups.items():
         inside = {}
         if group in matter and len(group) > 1:
             orders = _orders_within(groups, group)
-            inside = as_shares(game.sampled(orders, game.budget // 2 // len(matter)))
+            inside = as_shares(game.sampled(orders, 2 * game.budget // 3 // len(matter)))
         found |= _within(group, share, inside)
     return found
 
@@ -141,7 +141,8 @@ def _error(part: Tensor, whole: Tensor, ratio: float) -> float:
     """Half the width of the 95 % interval of a ratio of means, linearized."""
     if len(part) < 2 or not float(whole.mean()) > 0:
         return 1.0
-    return min(1.0, interval(part - ratio * whole) / float(whole.mean()))
+    error = float((part - ratio * whole).std()) / math.sqrt(len(part))
+    return min(1.0, NORMAL * error / float(whole.mean()))
 
 
 def _orders(players: Sequence[Layers]) -> Orders:
@@ -226,9 +227,10 @@ class Game:
             brought = self._pair(batch, before, order)
             for player, value in brought.items():
                 found.setdefault(player, []).append(value)
-            spent += feeding.samples_in(batch) * 2 * (len(order) + 1)
+            cost = feeding.samples_in(batch) * (2 * len(order) + 3)
+            spent += cost
             values = {player: torch.tensor(each) for player, each in found.items()}
-            if spent >= budget or (len(found[order[0]]) >= LEAST and _are_sure(values)):
+            if spent + cost > budget or (len(found[order[0]]) >= LEAST and _are_sure(values)):
                 return values
         raise AssertionError("batches are cycled without end")
 

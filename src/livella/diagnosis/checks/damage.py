@@ -27,16 +27,19 @@ def of_gap(gap: Gap | None) -> Level:
 
 
 def of_model(seen: Seen) -> Level:
-    """Say how much the gap matters: an error without labels only where a layer to blame is far off.
+    """Say how much the gap matters.
 
-    Nobody knows then which outputs are right.
+    Without labels nobody knows which outputs are right, and the data may not be those of training:
+    an error is only what a layer is far off for while most others fit the data.
     """
     level = of_gap(seen.gap)
     if seen.gap is None or seen.gap.counted or level is not Level.ERROR:
         return level
     blame = blamed(seen)
     far = any(layer.name in blame and distance(layer) > FAR for layer in seen.layers)
-    return Level.ERROR if far else Level.WARNING
+    compared = [layer for layer in seen.layers if layer.off is not None]
+    fitting = [layer for layer in compared if distance(layer) <= SHIFT]
+    return Level.ERROR if far and 2 * len(fitting) >= len(compared) else Level.WARNING
 
 
 def of_beyond(gap: Gap | None) -> Level:
@@ -69,13 +72,16 @@ def of_layer(seen: Seen, layer: Layer) -> Level:
 
 
 def distance(layer: Layer) -> float:
-    """How far its running statistics are from the data, in σ or as |ln σ ratio|, the larger."""
+    """How far its running statistics are from the data: in σ, or as |ln σ ratio|, the larger.
+
+    In the wider σ of the two: where data vary less than in training, means are not far off for it.
+    """
     off = layer.off
     if off is None:
         return 0.0
     if not off.ratio > 0:
         return math.inf
-    return max(off.offset, abs(0.5 * math.log(off.ratio)))
+    return max(off.offset / math.sqrt(max(1.0, off.ratio)), abs(0.5 * math.log(off.ratio)))
 
 
 def of_cause(seen: Seen, layer: Layer) -> Level:
