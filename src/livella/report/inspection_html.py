@@ -46,8 +46,8 @@ class Block:
     """A layer on the page: its place in the map, and what was found of it."""
 
     layer: Layer
-    row: tuple[str, ...]
     share: float
+    said: str
     findings: tuple[Finding, ...]
     plots: tuple[Plot, ...]
 
@@ -74,6 +74,7 @@ def render(record: Record, after: Record | None = None, command: str = "") -> st
     gap = record.seen.gap
     gap_after = None if after is None else after.seen.gap
     found = cards.of(record)
+    columns, rows = inspection_words.table(record)
     return environment.get_template("inspection.html").render(
         record=record,
         after=after,
@@ -87,7 +88,9 @@ def render(record: Record, after: Record | None = None, command: str = "") -> st
         stays=() if after is None else tuple(c for c in cards.of(after) if c.worst.rank),
         accepted=cards.accepted(record),
         blocks=tuple(_blocks(record, after)),
-        columns=inspection_words.COLUMNS,
+        shared=any(layer.share is not None for layer in record.seen.layers),
+        columns=columns,
+        rows=rows,
         marks={level.value: mark for level, mark in inspection_text.MARKS.items()},
         side=SIDE,
         first=inspection_text.FIRST,
@@ -105,8 +108,9 @@ def _blocks(record: Record, after: Record | None) -> Iterator[Block]:
     for layer in record.seen.layers:
         findings = tuple(f for f in record.findings if f.layer == layer.name)
         plots = tuple(_plots(layer, mended.get(layer.name)))
-        row = inspection_words.row(layer)
-        yield Block(layer, row, max(0.0, min(1.0, layer.share or 0.0)), findings, plots)
+        share = max(0.0, min(1.0, layer.share or 0.0))
+        said = "" if layer.share is None else inspection_words.share_of(layer)
+        yield Block(layer, share, said, findings, plots)
 
 
 def _plots(layer: Layer, mended: Layer | None) -> Iterator[Plot]:

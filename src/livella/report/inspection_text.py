@@ -131,12 +131,12 @@ def _layers(record: Record) -> Iterator[RenderableType]:
     kinds = {layer.kind for layer in record.seen.layers}
     alike = len(kinds) == 1  # then the column would only take the room that names need
     yield heading(f"Layers, each a {kinds.pop()}" if alike else "Layers")
-    rows = [inspection_words.row(layer) for layer in record.seen.layers]
+    columns, rows = inspection_words.table(record)
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     grid.add_column("layer", overflow="fold")
     if not alike:
         grid.add_column("kind", no_wrap=True, overflow="fold")
-    for column in inspection_words.COLUMNS[2:]:
+    for column in columns[2:]:
         grid.add_column(column.replace(" ", "\n", 1), justify="right", no_wrap=True)
     for row in rows:
         grid.add_row(*(safe(cell) for cell in (row[:1] if alike else row[:2]) + row[2:]))

@@ -158,7 +158,14 @@ def _labels(gap: Gap, option: str) -> Iterator[tuple[str, str]]:
         yield "not read", f"{'; '.join(gap.unread)} ({out})"
 
 
-def row(layer: Layer) -> tuple[str, ...]:
+def table(record: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Give the layers as a table: columns, and rows of what at least one layer has."""
+    rows = [_row(layer) for layer in record.seen.layers]
+    kept = [k for k in range(len(COLUMNS)) if any(row[k] != wording.MISSING for row in rows)]
+    return tuple(COLUMNS[k] for k in kept), [tuple(row[k] for k in kept) for row in rows]
+
+
+def _row(layer: Layer) -> tuple[str, ...]:
     """Give a layer's figures as the table has them."""
     off, met = layer.off, layer.measured
     missing = wording.MISSING
