@@ -78,6 +78,12 @@ def test_layers_of_a_lower_level_say_so():
     assert card.likewise == "Likewise 1 (a note)."
 
 
+def test_layers_are_named_with_their_shares_and_intervals():
+    (card, *_) = cards.of(SICK)
+    assert card.likewise == "Likewise 1.bn (41 ± 4 %)."
+    assert card.total == "Together they answer for 96 % of the gap."
+
+
 def test_other_figures_are_another_card():
     made = [dataclasses.replace(dead("0", 1, 2), numbers={}), dead("1", 1, 2)]
     assert len(cards.of(record([layer("0"), layer("1")], made))) == 2

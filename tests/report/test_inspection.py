@@ -87,6 +87,14 @@ HEADLINES = {
 }  # fmt: skip
 
 
+def test_a_score_that_is_no_number_is_told_as_such():
+    lost = dataclasses.replace(GAP, score=Trio(float("nan"), 0.997, 0.971))
+    found = of_gap(SICK, lost)
+    assert inspection_words.headline(found).startswith("Wrong in use: no number by its running")
+    assert [round(bar.value, 3) for bar in inspection_words.bars(lost)] == [0, 0.997, 0.971]
+    assert "no number" in Page(inspection_html.render(found)).words
+
+
 @pytest.mark.parametrize(("found", "said"), HEADLINES.values(), ids=HEADLINES)
 def test_the_headline_says_what_was_measured_and_what_was_not(found, said):
     assert inspection_words.headline(found) == said
@@ -122,6 +130,12 @@ def test_the_terminal_shows_whole_words_in_its_width(name, width):
     if name not in ("hostile", "stored"):
         assert [row[-2:] for row in table if row] == [["0.05", "σ"]] * len(ALL[name].seen.layers)
     assert "…" not in told
+
+
+def test_what_is_ignored_is_told_apart():
+    told = inspection_text.plain(IGNORING)
+    assert told.index("What matters most") < told.index("Ignored") < told.index("small_batch")
+    assert "Ignored" not in inspection_text.plain(SICK)
 
 
 def test_control_characters_do_not_reach_the_terminal():

@@ -74,3 +74,16 @@ def test_counts() -> None:
     assert wording.counted(1, "seed") == "1 seed"
     assert wording.counted(1200, "seed") == "1,200 seeds"
     assert wording.counted(2, "entry", "entries") == "2 entries"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (0.554, 0.041, "55 ± 4 %"),
+        (0.554, None, "55 %"),
+        (0.554, 0.004, "55 %"),
+        (1.0, 0.0, "100 %"),
+    ],
+)
+def test_a_share_has_its_interval(value, error, said):
+    assert wording.share(value, error) == said

@@ -112,9 +112,14 @@ class Card:
     def _named(self, finding: Finding) -> str:
         said = [] if finding.level is self.level else [f"a {finding.level.value}"]
         if finding.share is not None and finding.share >= 0.005:
-            said.insert(0, f"{100 * finding.share:.0f} %")
+            said.insert(0, wording.share(finding.share, self._error(finding)))
         name = finding.layer or THE_MODEL
         return f"{name} ({', '.join(said)})" if said else name
+
+    def _error(self, finding: Finding) -> float | None:
+        """Half the interval of its share, where that is the share of its layer."""
+        errors = {(layer.name, layer.share): layer.share_error for layer in self.seen.layers}
+        return errors.get((finding.layer, finding.share))
 
 
 def of(record: Record) -> tuple[Card, ...]:

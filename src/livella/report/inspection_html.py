@@ -109,7 +109,7 @@ def _blocks(record: Record, after: Record | None) -> Iterator[Block]:
         findings = tuple(f for f in record.findings if f.layer == layer.name)
         plots = tuple(_plots(layer, mended.get(layer.name)))
         share = max(0.0, min(1.0, layer.share or 0.0))
-        said = "" if layer.share is None else inspection_words.share_of(layer)
+        said = "" if layer.share is None else wording.share(layer.share, layer.share_error)
         yield Block(layer, share, said, findings, plots)
 
 

@@ -175,16 +175,7 @@ def _row(layer: Layer) -> tuple[str, ...]:
         f"{layer.features:,}",
         missing if off is None else f"{wording.number(off.offset, 2)} σ",
         missing if off is None else wording.number(off.ratio, 3),
-        share_of(layer),
+        missing if layer.share is None else wording.share(layer.share, layer.share_error),
         missing if met is None else wording.number(met.effective, 2),
         missing if met is None else f"{wording.number(met.noise, 2)} σ",
     )
-
-
-def share_of(layer: Layer) -> str:
-    """Say what a layer answers for, with the interval where it was sampled."""
-    if layer.share is None:
-        return wording.MISSING
-    if layer.share_error and round(100 * layer.share_error):
-        return f"{100 * layer.share:.0f} ± {100 * layer.share_error:.0f} %"
-    return f"{100 * layer.share:.0f} %"

@@ -60,6 +60,12 @@ def estimate(value: Estimate, unit: str = "") -> Wording:
     return Wording(_with_unit(median, unit), bracket if value.count > 1 else "")
 
 
+def share(value: float, error: float | None = None) -> str:
+    """A share in whole percent, with half its interval where that is worth telling: 55 ± 4 %."""
+    around = round(100 * error) if error else 0
+    return f"{100 * value:.0f} ± {around} %" if around else f"{100 * value:.0f} %"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: 0.4 s, 41 s, 4 min 12 s, 1 h 03 min."""
     if not math.isfinite(seconds) or seconds < 10:
