@@ -295,7 +295,9 @@ def inspect(
 @app.command()
 def repair(
     model: Annotated[str, _MODEL],
-    data: Annotated[str, _DATA],
+    data: Annotated[
+        str, typer.Option(help="Likewise a function returning a loader of training batches.")
+    ],
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
     weights: Annotated[Optional[Path], _WEIGHTS] = None,  # noqa: UP045
     deploy_data: Annotated[Optional[str], _DEPLOY] = None,  # noqa: UP045
@@ -313,7 +315,7 @@ def repair(
 ) -> None:
     """Mend what can be mended without training, prove it, and write the weights.
 
-    Exits with 1 where a gap stays, and where the network got worse: then nothing is written.
+    Exits with 1 where a gap stays, and where the network got worse: then no weights are written.
     """
     asked = Asked(model, weights, data, deploy_data, loss, target, forward, tuple(ignore or ()))
     with _told_in_one_line(interrupted=NOTHING_CHANGED):

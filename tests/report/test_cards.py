@@ -71,11 +71,14 @@ def test_silent_channels_count_both_kinds():
     assert card.total.startswith("10 of 18 channels in 2 of 3 layers are silent")
 
 
-def test_layers_of_a_lower_level_say_so():
-    made = [stale_of("0", 0.9), stale_of("1", 0.001, level=Level.NOTE)]
-    (card,) = cards.of(record([layer("0"), layer("1")], made, GAP))
+def test_layers_where_it_matters_less_do_not_count_as_much():
+    made = [stale_of("0", 0.9), *(stale_of(f"{k}", 0.02, level=Level.NOTE) for k in range(1, 7))]
+    (card,) = cards.of(record([layer(f"{k}") for k in range(7)], made, GAP))
     assert card.level is Level.ERROR
-    assert card.likewise == "Likewise 1 (a note)."
+    assert card.title == "0: stale_statistics"
+    assert (card.total, card.likewise) == ("", "")
+    said = "As a note also in 6 layers: 1 (2 %), 2 (2 %), 3 (2 %), 4 (2 %) and 2 more."
+    assert card.lesser == said
 
 
 def test_layers_are_named_with_their_shares_and_intervals():

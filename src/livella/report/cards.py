@@ -47,6 +47,11 @@ class Card:
         return max((each.level for each in self.findings), key=lambda level: level.rank)
 
     @property
+    def main(self) -> tuple[Finding, ...]:
+        """Those of that level."""
+        return tuple(each for each in self.findings if each.level is self.level)
+
+    @property
     def worst(self) -> Level:
         """The highest level in it, of cause or consequence."""
         levels = (self.level, *(each.level for each in self.comes))
@@ -60,21 +65,21 @@ class Card:
     @property
     def where(self) -> str:
         """The layer, or how many of how many."""
-        if len(self.findings) == 1:
+        if len(self.main) == 1:
             return self.first.layer or THE_MODEL
-        return f"{len(self.findings)} of {wording.counted(len(self.seen.layers), 'layer')}"
+        return f"{len(self.main)} of {wording.counted(len(self.seen.layers), 'layer')}"
 
     @property
     def total(self) -> str:
         """What the whole network has of it, in a sentence; empty where one layer is all."""
-        if len(self.findings) == 1:
+        if len(self.main) == 1:
             return ""
         if self.first.check in _TOTALS:
             names, are = _TOTALS[self.first.check]
-            count = sum(f.numbers.get(name, 0.0) for f in self.findings for name in names)
+            count = sum(f.numbers.get(name, 0.0) for f in self.main for name in names)
             channels = sum(layer.features for layer in self.seen.layers)
             return f"{count:,.0f} of {channels:,} channels in {self.where} {are}."
-        shares = [f.share for f in self.findings if f.share is not None]
+        shares = [f.share for f in self.main if f.share is not None]
         if sum(shares) >= 0.01:
             return f"Together they answer for {100 * sum(shares):.0f} % of the gap."
         return ""
@@ -82,44 +87,54 @@ class Card:
     @property
     def message(self) -> str:
         """What is the case, of one layer, named where there are several."""
-        if len(self.findings) == 1:
+        if len(self.main) == 1:
             return self.first.message
         return f"{self.first.layer}: {self.first.message}"
 
     @property
     def alike(self) -> tuple[str, ...]:
         """The other layers, with what they answer for."""
-        return tuple(self._named(each) for each in self.findings[1:])
+        return tuple(self._named(each) for each in self.main[1:])
 
     @property
     def likewise(self) -> str:
         """Some of the other layers in a sentence; empty without any."""
-        if not self.alike:
+        return f"Likewise {_some(self.alike)}." if self.alike else ""
+
+    @property
+    def lesser(self) -> str:
+        """Where it matters less, in a sentence; empty where it does nowhere."""
+        rest = [each for each in self.findings if each.level is not self.level]
+        if not rest:
             return ""
-        more = len(self.alike) - NAMED
-        named = ", ".join(self.alike[: NAMED if more > 0 else None])
-        return f"Likewise {named}{f' and {more} more' if more > 0 else ''}."
+        levels = " or ".join(dict.fromkeys(each.level.value for each in rest))
+        named = _some([self._named(each) for each in rest])
+        return f"As a {levels} also in {wording.counted(len(rest), 'layer')}: {named}."
 
     @property
     def line(self) -> str:
         """The card in one line, the check apart: the total, or what one layer has."""
-        if len(self.findings) == 1:
+        if len(self.main) == 1:
             return f"{self.where}: {self.message}"
         if self.first.check in _TOTALS:
             return self.total
         return " ".join(filter(None, (f"in {self.where}.", self.total, self.message)))
 
     def _named(self, finding: Finding) -> str:
-        said = [] if finding.level is self.level else [f"a {finding.level.value}"]
-        if finding.share is not None and finding.share >= 0.005:
-            said.insert(0, wording.share(finding.share, self._error(finding)))
         name = finding.layer or THE_MODEL
-        return f"{name} ({', '.join(said)})" if said else name
+        if finding.share is None or finding.share < 0.005:
+            return name
+        return f"{name} ({wording.share(finding.share, self._error(finding))})"
 
     def _error(self, finding: Finding) -> float | None:
         """Half the interval of its share, where that is the share of its layer."""
         errors = {(layer.name, layer.share): layer.share_error for layer in self.seen.layers}
         return errors.get((finding.layer, finding.share))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return f"{', '.join(names[:NAMED])} and {more} more" if more > 0 else ", ".join(names)
 
 
 def of(record: Record) -> tuple[Card, ...]:

@@ -91,7 +91,7 @@ def _card(card: Card, way: Way) -> Iterator[RenderableType]:
     grid.add_column(width=9)
     grid.add_column(ratio=1)
     grid.add_row(_mark(card.level), safe(card.title, "bold"))
-    for said in filter(None, (card.total, card.message, card.likewise)):
+    for said in filter(None, (card.total, card.message, card.likewise, card.lesser)):
         grid.add_row("", safe(said))
     for each in card.comes:
         line = Text.assemble("so: ", _mark(each.level, short=True), safe(f" {each.first.check}: "))

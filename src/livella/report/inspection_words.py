@@ -103,7 +103,7 @@ def caption(gap: Gap) -> str:
     if gap.counted == NUMBERS:
         return f"Score of the predicted numbers, 1 where none is off, {over}"
     if gap.counted:
-        return f"Share right of the {gap.counted}, {over}"
+        return f"Share right ({gap.counted}), {over}"
     return f"Agreement of the outputs with those by the statistics of the data, {over}, no labels"
 
 
