@@ -82,7 +82,7 @@ HEADLINES = {
     "no labels": (of_gap(SICK, UNLABELLED), "Wrong in use: by its running statistics 61.0 % "
                   "agreement with the outputs by those of the data: 3 errors, 1 warning, 2 notes."),
     "numbers": (of_gap(HEALTHY, Gap(Trio(0.31, 0.96, 0.9), 0.65, 0.1, 0, 64, "numbers")),
-                "Healthy: 0.310 of 1 by its running statistics, 0.960 of 1 by those of the data: "
+                "Healthy: score 0.310 by its running statistics, 0.960 by those of the data: "
                 "nothing was found."),
 }  # fmt: skip
 
@@ -130,6 +130,17 @@ def test_the_terminal_shows_whole_words_in_its_width(name, width):
     if name not in ("hostile", "stored"):
         assert [row[-2:] for row in table if row] == [["0.05", "σ"]] * len(ALL[name].seen.layers)
     assert "…" not in told
+
+
+def test_what_is_lost_is_told_in_the_unit_of_the_score():
+    lost = {
+        GAP: "69.3 ± 2.4 points by", UNLABELLED: "39 ± 3 points by",
+        dataclasses.replace(GAP, counted="numbers"): "0.693 ± 0.024 of the score by",
+        dataclasses.replace(GAP, lost=0.02): "nothing that shows (2 ± 2.4 points)",
+        dataclasses.replace(GAP, lost=-0.0001): "nothing that shows (0 ± 2.4 points)",
+    }  # fmt: skip
+    for gap, said in lost.items():
+        assert dict(inspection_words.summary(of_gap(SICK, gap)))["lost"].startswith(said)
 
 
 def test_what_is_ignored_is_told_apart():

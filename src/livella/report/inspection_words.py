@@ -79,7 +79,7 @@ def _in_short(gap: Gap) -> str:
             "those of the data"
         )
     running = scored(gap, gap.score.running)
-    population = scored(gap, gap.score.population).removesuffix(" right")
+    population = scored(gap, gap.score.population).removesuffix(" right").removeprefix("score ")
     return f"{running} by its running statistics, {population} by those of the data"
 
 
@@ -88,7 +88,7 @@ def scored(gap: Gap, value: float) -> str:
     if not math.isfinite(value):
         return "no number"
     if gap.counted == NUMBERS:
-        return f"{value:.3f} of 1"
+        return f"score {value:.3f}"
     return f"{percent(value)} {'right' if gap.counted else 'agreement'}"
 
 
@@ -138,10 +138,17 @@ def summary(record: Record, command: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _lost(gap: Gap) -> str:
-    figures = f"{_points(gap.lost)} ± {_points(gap.error)} points"
+    if gap.counted == NUMBERS:
+        figures = f"{_thousandths(gap.lost)} ± {_thousandths(gap.error)} of the score"
+    else:
+        figures = f"{_points(gap.lost)} ± {_points(gap.error)} points"
     if not gap.lost > gap.error:
         return f"nothing that shows ({figures})"
     return f"{figures} by the running statistics, against those of the data"
+
+
+def _thousandths(score: float) -> str:
+    return wording.number(round(score, 3))
 
 
 def _points(share: float) -> str:
