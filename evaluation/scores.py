@@ -11,6 +11,8 @@ LOST, NOTHING = 0.05, 0.01
 """Accuracy that statistics bring back, to be an error; and under which there is nothing to tell."""
 NEAR, FAR = 0.2, 0.45
 """Up to here a layer's statistics are right, from here on they are damaged, in σ."""
+PART = 0.05
+"""A layer with less than this share of the loss is not to blame."""
 ALIKE = 0.8
 """The Jaccard index of the layers named and those damaged, to have named them."""
 APART = 0.15
@@ -74,7 +76,10 @@ def named(row: Row) -> bool | None:
     """The layers whose statistics are blamed, at any level, are those that are damaged."""
     distances = row["truth"]["distances"]
     damaged = {name for name, far in distances.items() if far >= FAR}
-    clear = damaged | {name for name, far in distances.items() if far <= NEAR}
+    # A layer that is near the data and answers for a part of the loss all the same is neither.
+    right = row["truth"]["shares"]
+    near = {name for name, far in distances.items() if far <= NEAR}
+    clear = damaged | {name for name in near if right.get(name, 0.0) < PART}
     if not damaged:
         return None
     told = FAULTS[row["fault"]].told

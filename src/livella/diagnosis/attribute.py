@@ -8,17 +8,15 @@ gap however layers interact, and a layer whose statistics are right gets nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, combinations, cycle
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from livella.diagnosis import mixture
-from livella.diagnosis.measure import Data, Met, output_by
+from livella.diagnosis.measure import Data, Met
+from livella.diagnosis.mending import Game, Layers, Orders
 from livella.diagnosis.scores import NORMAL
-from livella.model import feeding
 from livella.model.blending import averages
 from livella.model.estimate import LayerEstimate
 
@@ -27,13 +25,6 @@ NOTICEABLE = 0.05
 chance (at 95 %), to be tried."""
 EXACT = 6
 """Layers up to which all their subsets are tried."""
-PASSES, WORK = 3, 100
-"""What attribution may cost, in evaluation passes over the data: so many at least, and of a
-network of few layers, whose passes cost little, as many as make so many passes of one layer."""
-EXAMPLES = (32, 512)
-"""On how many examples a subset is tried, at least and at most."""
-WALKED = 24
-"""Examples on which an order is tried; each pair of orders takes others."""
 LEAST = 8
 """Pairs of orders before which no interval is believed."""
 SINGLY, GROUPS = 16, 8
@@ -42,11 +33,6 @@ SURE = 0.03
 """Half the width of the 95 % intervals of all shares at which no more orders are tried."""
 PART = 0.05
 """A group of layers with less than this share is not looked into."""
-
-
-Layers = tuple[str, ...]
-"""One layer, or neighbours that are mended together."""
-Orders = Callable[[], Iterator[tuple[Layers, Sequence[Layers]]]]
 
 
 class Share(NamedTuple):
@@ -92,17 +78,17 @@ def shares(data: Data, met: Met, tried: Sequence[LayerEstimate]) -> dict[str, Sh
 def _of_many(game: Game, names: Layers) -> dict[Layers, Share]:
     """Sample orders of layers, or of groups of neighbours and then of the layers in them."""
     if len(names) <= SINGLY:
-        return as_shares(game.sampled(_orders([(name,) for name in names]), game.budget))
+        return as_shares(game.sampled(_orders([(name,) for name in names]), game.budget, _are_sure))
     size = math.ceil(len(names) / GROUPS)
     groups = [names[k : k + size] for k in range(0, len(names), size)]
-    of_groups = as_shares(game.sampled(_orders(groups), game.budget // 3))
+    of_groups = as_shares(game.sampled(_orders(groups), game.budget // 3, _are_sure))
     matter = [group for group in groups if group in of_groups and of_groups[group].of_gap > PART]
     found: dict[Layers, Share] = {}
     for group, share in of_groups.items():
         inside = {}
         if group in matter and len(group) > 1:
             orders = _orders_within(groups, group)
-            inside = as_shares(game.sampled(orders, 2 * game.budget // 3 // len(matter)))
+            inside = as_shares(game.sampled(orders, 2 * game.budget // 3 // len(matter), _are_sure))
         found |= _within(group, share, inside)
     return found
 
@@ -175,97 +161,8 @@ def _drawn(count: int, generator: torch.Generator) -> list[int]:
     return [int(k) for k in torch.randperm(count, generator=generator)]
 
 
-class Game:
-    """What mending some of the layers is worth, example by example."""
-
-    def __init__(self, data: Data, met: Met) -> None:
-        self._data, self._judge, self._batches = data, met.judge, met.mixed
-        self._population = met.population
-        self.budget = max(PASSES, WORK // max(1, len(met.estimates))) * sum(met.sizes)
-        """Examples that may be tried, each time that one is."""
-
-    def worth(self, batch: Any, good: Any, mended: Iterable[str]) -> Tensor:
-        """The merit of each example with some layers mended, (N,)."""
-        statistics = {name: self._population[name] for name in mended}
-        return self._judge.merit(output_by(self._data, batch, statistics), batch, good)
-
-    def exact(self, players: Sequence[Layers]) -> dict[Layers, Tensor]:
-        """Shapley values from all subsets, by example: Σ |S|!(k−|S|−1)!/k! (v(S ∪ i) − v(S))."""
-        k = len(players)
-        wanted = min(EXAMPLES[1], max(EXAMPLES[0], self.budget // 2**k))
-        parts = [self._all_subsets(batch, players) for batch in self._some(wanted)]
-        worth = {subset: torch.cat([part[subset] for part in parts]) for subset in parts[0]}
-        weights = [1 / (k * math.comb(k - 1, size)) for size in range(k)]
-        return {
-            player: sum(
-                (
-                    weights[len(s)] * (worth[s | {player}] - worth[s])
-                    for s in worth
-                    if player not in s
-                ),
-                torch.zeros(()),
-            )
-            for player in players
-        }
-
-    def _all_subsets(
-        self, batch: Any, players: Sequence[Layers]
-    ) -> dict[frozenset[Layers], Tensor]:
-        good = output_by(self._data, batch, self._population)
-        return {
-            frozenset(chosen): self.worth(batch, good, (n for each in chosen for n in each))
-            for size in range(len(players) + 1)
-            for chosen in combinations(players, size)
-        }
-
-    def sampled(self, orders: Orders, budget: int) -> dict[Layers, Tensor]:
-        """What each player brings, by pair of opposite orders, (pairs,)."""
-        found: dict[Layers, list[float]] = {}
-        drawn, spent = orders(), 0
-        for batch in self._cycled(WALKED):
-            before, order = next(drawn)
-            brought = self._pair(batch, before, order)
-            for player, value in brought.items():
-                found.setdefault(player, []).append(value)
-            cost = feeding.samples_in(batch) * (2 * len(order) + 3)
-            spent += cost
-            values = {player: torch.tensor(each) for player, each in found.items()}
-            if spent + cost > budget or (len(found[order[0]]) >= LEAST and _are_sure(values)):
-                return values
-        raise AssertionError("batches are cycled without end")
-
-    def _pair(self, batch: Any, before: Layers, order: Sequence[Layers]) -> dict[Layers, float]:
-        """Walk an order and its opposite, which begins behind all that came after."""
-        good = output_by(self._data, batch, self._population)
-        brought = dict.fromkeys(order, 0.0)
-        opposite = tuple(
-            name for name in self._population if name not in {*before, *chain.from_iterable(order)}
-        )
-        for start, walked in ((before, order), (opposite, order[::-1])):
-            mended = list(start)
-            last = self.worth(batch, good, mended)
-            for player in walked:
-                mended += player
-                now = self.worth(batch, good, mended)
-                brought[player] += 0.5 * float((now - last).mean())
-                last = now
-        return brought
-
-    def _some(self, wanted: int) -> Iterator[Any]:
-        """Give so many examples in as few batches as they are in."""
-        left = wanted
-        for batch in self._batches:
-            if left <= 0:
-                return
-            part = mixture.cut(batch, left)[0]
-            left -= feeding.samples_in(part)
-            yield part
-
-    def _cycled(self, size: int) -> Iterator[Any]:
-        parts = [part for batch in self._batches for part in mixture.cut(batch, size)]
-        yield from cycle(parts)
-
-
 def _are_sure(values: Mapping[Layers, Tensor]) -> bool:
+    if min(map(len, values.values())) < LEAST:
+        return False
     found = as_shares(values)
     return bool(found) and all(share.error <= SURE for share in found.values())

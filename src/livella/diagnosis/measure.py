@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from livella.diagnosis.callers import Callers
 from livella.diagnosis.mixture import Mixture, UnmixableError, halves, reversed_batch
 from livella.diagnosis.records import Gap
-from livella.diagnosis.scores import Scores
+from livella.diagnosis.scores import Judged, Scores, judged
 from livella.diagnosis.scoring import Judge
 from livella.model import feeding, sites
 from livella.model.estimate import LayerEstimate, estimates_of
@@ -31,7 +31,9 @@ from livella.model.progress import Bar
 from livella.moments import Moments
 
 FEW = 8
-"""Batches up to which the model is tried on all, and on every other one beyond."""
+"""Batches that stand for data which cannot be mixed."""
+ALL = 1024
+"""Examples up to which the model is tried on all, and on every other batch beyond."""
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 """What models raise at a batch that they cannot take."""
 TOLD = 256
@@ -82,6 +84,7 @@ class Met:
         sizes: samples of each batch.
         as_given: what each call met in the batches as they come, each normalized by itself.
         estimates: by layer, the population as inference would meet it.
+        own: the scores of each batch by itself, where labels tell them at once.
         halves: mean and variance by layer, of two halves of the data.
         mixed: batches that stand for all of the data; those given where they cannot be mixed.
 
@@ -92,6 +95,7 @@ class Met:
     sizes: list[int] = field(default_factory=list)
     as_given: dict[str, LayerEstimate] = field(default_factory=dict)
     estimates: dict[str, LayerEstimate] = field(default_factory=dict)
+    own: list[Judged] = field(default_factory=list)
     halves: list[Means] = field(default_factory=list)
     mixed: list[Any] = field(default_factory=list)
 
@@ -139,6 +143,8 @@ def _as_given(
             callers.seen = True
             met = met or Met(callers, judge_of(output, batch))
             met.sizes.append(feeding.samples_in(batch))
+            if met.judge.counted:
+                met.own.append(judged(met.judge, output, batch, output))
             mixture.show(batch)
             bar.advance()
     if met is None:
@@ -264,24 +270,28 @@ def batch_pass(
 def gap(data: Data, met: Met) -> Gap | None:
     """Try the model by its running statistics, those of the data, and each batch's own.
 
-    On every other batch, as they come; on all where there are few.
+    On every other batch, as they come; on all where examples are few.
     """
     if not met.estimates:
         return None
-    scores, every = Scores(met.judge), 2 if len(met.sizes) > FEW else 1
+    scores, every = Scores(met.judge), 2 if sum(met.sizes) > ALL else 1
     population, layers = met.population, batch_norms(data.model)
     with data.bar(-(-len(met.sizes) // every)) as bar:
         bar.begin("by statistics")
         for batch in islice(data, 0, None, every):
             good = output_by(data, batch, population)
-            with batch_pass(data.model, layers) as reading:
-                own = data.output(reading, batch)
+            own = good if met.own else _by_itself(data, layers, batch)
             scores.add(batch, (output_by(data, batch, {}), good, own), good)
             bar.advance()
-    found = scores.gap()
+    found = scores.gap(met.own)
     if found.counted or found.lost <= found.error:
         return found
     return dataclasses.replace(found, error=found.error + _chance(data, met))
+
+
+def _by_itself(data: Data, layers: Mapping[str, _NormBase], batch: Any) -> Any:
+    with batch_pass(data.model, layers) as reading:
+        return data.output(reading, batch)
 
 
 def _chance(data: Data, met: Met) -> float:

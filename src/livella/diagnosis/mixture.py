@@ -103,6 +103,12 @@ def cut(batch: Any, size: int) -> list[Any]:
         return [batch]
 
 
+def joined(batches: list[Any]) -> Any:
+    """Put batches together into one."""
+    examples = [each for b in batches for each in _apart(b, feeding.samples_in(b))]
+    return batches[0] if len(batches) == 1 else _together(examples)
+
+
 def halves(batches: list[Any]) -> tuple[list[Any], list[Any]]:
     """Give two halves of the examples of all batches; of batches that stay whole, every other."""
     parts = [cut(batch, -(-feeding.samples_in(batch) // 2)) for batch in batches]
@@ -200,6 +206,13 @@ def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     if named is None:
         return value
     return _like(value, [_mapped(change, item) for item in named.values()])
+
+
+def are_alike(batch: Any, other: Any) -> bool:
+    """Whether their examples can be put together."""
+    return [(t.shape[1:], t.dtype) for t in feeding.tensors_in(batch)] == [
+        (t.shape[1:], t.dtype) for t in feeding.tensors_in(other)
+    ]
 
 
 def _shape(example: Any) -> Any:

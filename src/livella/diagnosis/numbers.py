@@ -86,7 +86,11 @@ def distances(eps: float, of_data: Pair, assumed: Pair) -> Distance:
     offset = (assumed[0].double() - of_data[0].double()).square() / seen
     ratio = own / seen
     divergence = 0.5 * (ratio.log() + (1 + offset) / ratio - 1)
-    return Distance(float(offset.mean().sqrt()), float(ratio.nanmedian()), float(divergence.mean()))
+    amplified = (-0.5 * ratio.clamp(min=1e-300).log()).clamp(min=0).square().mean().sqrt()
+    return Distance(
+        float(offset.mean().sqrt()), float(ratio.nanmedian()), float(divergence.mean()),
+        float(amplified),
+    )  # fmt: skip
 
 
 def between(training: Measured, deployed: Moments, eps: float) -> Distance:
@@ -97,4 +101,4 @@ def between(training: Measured, deployed: Moments, eps: float) -> Distance:
     before = (torch.tensor(training.mean), torch.tensor(training.variance))
     now = (deployed.mean.cpu(), variance_of(deployed).cpu())
     there, back = distances(eps, before, now), distances(eps, now, before)
-    return Distance(there.offset, there.ratio, back.divergence)
+    return Distance(there.offset, there.ratio, back.divergence, back.amplified)

@@ -74,12 +74,15 @@ class Distance:
         ratio: the median over the channels of variance over that of the data.
         divergence: nats a channel from the normal distribution of the data to that assumed,
             ½·(ln(s²/σ²) + (σ² + (m − μ)²)/s² − 1), with ε added to both variances.
+        amplified: the root mean square over the channels of −½·ln(s²/σ²), where that is above 0:
+            how much too large outputs become.
 
     """
 
     offset: float
     ratio: float
     divergence: float
+    amplified: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,46 +17,60 @@ NORMAL = 1.96
 """Half the width of a 95 % interval, in standard errors."""
 
 
+class Judged(NamedTuple):
+    """The score of each example of a batch, and the loss of the batch; NaN where there is none."""
+
+    merit: Tensor
+    loss: float
+    samples: int
+
+
+def judged(judge: Judge, output: Any, batch: Any, beside: Any) -> Judged:
+    """Score an output, beside one that is to be trusted."""
+    loss = judge.loss_of(output, batch)
+    value = math.nan if loss is None else float(loss)
+    return Judged(judge.merit(output, batch, beside), value, feeding.samples_in(batch))
+
+
 class Scores:
     """Scores of the outputs by the running statistics, by the data's, and by each batch's own."""
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
-        self._merits: list[Tensor] = []
-        self._losses: list[list[float]] = []
-        self._samples: list[int] = []
+        self._found: tuple[list[Judged], list[Judged], list[Judged]] = ([], [], [])
 
     def add(self, batch: Any, outputs: tuple[Any, Any, Any], beside: Any) -> None:
         """Take in a batch with the three outputs for it, and those to be trusted."""
-        merits = [self._judge.merit(each, batch, beside) for each in outputs]
-        self._merits.append(torch.stack(merits))
-        losses = [self._judge.loss_of(each, batch) for each in outputs]
-        self._losses.append([math.nan if loss is None else float(loss) for loss in losses])
-        self._samples.append(feeding.samples_in(batch))
+        for output, found in zip(outputs, self._found, strict=True):
+            found.append(judged(self._judge, output, batch, beside))
 
-    def gap(self) -> Gap:
-        """Give what they say of the network."""
-        merits = torch.cat(self._merits, dim=1)
-        lost = merits[1] - merits[0]
+    def gap(self, own: list[Judged] | None = None) -> Gap:
+        """Give what they say of the network; `own` are the scores by each batch's own, if known."""
+        parts = (*self._found[:2], own or self._found[2])
+        running, population, by_batch = (torch.cat([each.merit for each in p]) for p in parts)
+        lost = population - running
+        score = Trio(*(float(merit.mean()) for merit in (running, population, by_batch)))
         return Gap(
-            score=Trio(*merits.mean(1).tolist()),
+            score=score,
             lost=float(lost.mean()),
             error=interval(lost),
-            beyond=float((merits[2] - merits[1]).mean()),
-            examples=merits.shape[1],
+            beyond=score.batch - score.population,
+            examples=len(lost),
             counted=self._judge.counted,
             labels=self._judge.labels,
-            loss=self._loss(),
+            loss=_losses(parts),
             unread=self._judge.unread,
         )
 
-    def _loss(self) -> Trio | None:
-        """The mean over the samples; none where no loss is told."""
-        weights = torch.tensor(self._samples, dtype=torch.float64)
-        losses = torch.tensor(self._losses, dtype=torch.float64)
-        if bool(losses.isnan().all()):
-            return None
-        return Trio(*((weights[:, None] * losses).sum(0) / weights.sum()).tolist())
+
+def _losses(parts: Iterable[list[Judged]]) -> Trio | None:
+    """The mean over the samples; none where no loss is told."""
+    means = []
+    for part in parts:
+        weights = torch.tensor([each.samples for each in part], dtype=torch.float64)
+        losses = torch.tensor([each.loss for each in part], dtype=torch.float64)
+        means.append(float((weights * losses).sum() / weights.sum()))
+    return None if all(map(math.isnan, means)) else Trio(*means)
 
 
 def interval(values: Tensor) -> float:

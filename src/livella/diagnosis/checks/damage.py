@@ -8,6 +8,8 @@ from livella.diagnosis.records import Gap, Layer, Level, Seen
 
 POINTS = (0.02, 0.03)
 """Of the score, lost to statistics: what is worth a warning, and what is an error."""
+SURELY = 0.005
+"""What has to be lost beyond what the interval leaves to chance."""
 MUCH = 0.2
 """Without labels, which would say what is right: what is an error where layers are far off."""
 SHIFT, FAR = 0.3, 1.0
@@ -18,7 +20,7 @@ BLAMED = 0.9
 
 def of_gap(gap: Gap | None) -> Level:
     """Say how much it matters that the running statistics are not those of the data."""
-    if gap is None or gap.lost - gap.error <= 0:
+    if gap is None or gap.lost - gap.error <= SURELY:
         return Level.NOTE
     some, much = POINTS if gap.counted else (POINTS[1], MUCH)
     if gap.lost >= much:
@@ -67,7 +69,9 @@ def of_layer(seen: Seen, layer: Layer) -> Level:
         return Level.NOTE
     labelled = seen.gap is not None and seen.gap.counted
     if not labelled and distance(layer) <= SHIFT:  # data may not be those of training
-        return Level.NOTE
+        named = blamed(seen)
+        others = (each for each in seen.layers if each.name in named)
+        return Level.NOTE if any(distance(each) > SHIFT for each in others) else of_model(seen)
     return of_model(seen)
 
 
@@ -75,13 +79,15 @@ def distance(layer: Layer) -> float:
     """How far its running statistics are from the data: in σ, or as |ln σ ratio|, the larger.
 
     In the wider σ of the two: where data vary less than in training, means are not far off for it.
+    The ratio is that of the median channel; that of each, where outputs become too large.
     """
     off = layer.off
     if off is None:
         return 0.0
     if not off.ratio > 0:
         return math.inf
-    return max(off.offset / math.sqrt(max(1.0, off.ratio)), abs(0.5 * math.log(off.ratio)))
+    offset = off.offset / math.sqrt(max(1.0, off.ratio))
+    return max(offset, abs(0.5 * math.log(off.ratio)), off.amplified)
 
 
 def of_cause(seen: Seen, layer: Layer) -> Level:
