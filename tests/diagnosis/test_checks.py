@@ -188,15 +188,22 @@ def test_the_verdict_rests_on_what_was_measured_however_it_is_shared_out(shares)
 @pytest.mark.parametrize(
     ("off", "levels"),
     [
-        (Distance(0.2, 1.0, 0.02), [WARNING]),
+        (Distance(0.2, 1.0, 0.02), [WARNING, WARNING]),
         (FAR, [WARNING, WARNING]),
         (Distance(1.5, 1.0, 1.1), [ERROR, ERROR]),
     ],
 )
-def test_without_labels_what_is_near_is_not_blamed_and_nothing_but_the_far_is_wrong(off, levels):
+def test_without_labels_nothing_is_wrong_but_what_is_far(off, levels):
     unlabelled = gap(0.3, 1.0, 1.0, counted="", labels="")
-    found = findings_of(dataclasses.replace(bad(off=off, share=0.9), gap=unlabelled))
-    assert [finding.level for finding in found] == levels
+    layers = [HEALTHY, layer("second"), layer("bad", off=off, share=0.9)]
+    assert [finding.level for finding in findings_of(seen(*layers, gap=unlabelled))] == levels
+
+
+def test_without_labels_a_layer_that_is_near_is_not_named_beside_one_that_is_far():
+    unlabelled = gap(0.3, 1.0, 1.0, counted="", labels="")
+    near = layer("near", off=Distance(0.2, 1.0, 0.02), share=0.6)
+    found = findings_of(seen(HEALTHY, near, layer("far", off=FAR, share=0.4), gap=unlabelled))
+    assert [f.key for f in found] == ["stale_statistics@far", "statistics_gap"]
 
 
 @pytest.mark.parametrize("cause", [{"noise": 0.6, "effective": 2.8}, {"excess": 20.0}])

@@ -149,7 +149,7 @@ class Residual(nn.Module):
 def test_without_a_gap_it_takes_about_five_passes(count, layers):
     model, batches = Residual(layers).eval(), pairs(count)
     livella.estimate_population(model, batches, method="single_pass", progress=False).apply()
-    assert examples_called(model, batches) <= 6
+    assert examples_called(model, batches) <= 6.5
 
 
 @pytest.mark.parametrize("places", [(3,), (3, 20, 40), range(52)])
@@ -188,7 +188,7 @@ def test_a_loss_of_ones_own_and_an_optimizer_are_used():
     assert called
     assert "weight_decay" in {f.check for f in found.findings}
     with torch.no_grad():
-        expected = sum(float(loss(model.eval()(x), (x, y))) for x, y in batches[::2]) / 5
+        expected = sum(float(loss(model.eval()(x), (x, y))) for x, y in batches) / 10
     assert found.seen.gap.loss.running == pytest.approx(expected, rel=1e-4)
 
 

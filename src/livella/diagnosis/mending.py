@@ -18,7 +18,7 @@ Layers = tuple[str, ...]
 """One layer, or neighbours that are mended together."""
 Orders = Callable[[], Iterator[tuple[Layers, Sequence[Layers]]]]
 """Draws orders of players without end, each with what is mended before."""
-PASSES, WORK = 3, 200
+PASSES, WORK = 2.5, 130
 """What attribution may cost, in evaluation passes over the data: so many at least, and of a
 network of few layers, whose passes cost little, as many as make so many passes of one layer."""
 POOL = 512
@@ -47,9 +47,9 @@ class Game:
     def __init__(self, data: Data, met: Met) -> None:
         self._data, self._judge, self._population = data, met.judge, met.population
         self._pool = list(self._strata(met.mixed))
-        passes = PASSES if met.judge.counted else PASSES - 1  # without labels the gap takes one
-        budget = max(passes, WORK // max(1, len(met.estimates))) * sum(met.sizes)
-        self.budget = budget - 3 * min(POOL, sum(met.sizes))
+        passes = max(PASSES, WORK / max(1, len(met.estimates)))
+        passes -= 0 if met.judge.counted else 0.75  # the gap takes more without labels
+        self.budget = int(passes * sum(met.sizes)) - 3 * min(POOL, sum(met.sizes))
         """Examples that may be tried, each time that one is; those of the pool were, thrice."""
 
     def worth(self, batch: Any, good: Any, mended: Iterable[str]) -> Tensor:

@@ -32,7 +32,7 @@ def of_model(seen: Seen) -> Level:
     """Say how much the gap matters.
 
     Without labels nobody knows which outputs are right, and the data may not be those of training:
-    an error is only what a layer is far off for while most others fit the data.
+    an error is only what a layer is far off for while two of three fit the data.
     """
     level = of_gap(seen.gap)
     if seen.gap is None or seen.gap.counted or level is not Level.ERROR:
@@ -41,7 +41,7 @@ def of_model(seen: Seen) -> Level:
     far = any(layer.name in blame and distance(layer) > FAR for layer in seen.layers)
     compared = [layer for layer in seen.layers if layer.off is not None]
     fitting = [layer for layer in compared if distance(layer) <= SHIFT]
-    return Level.ERROR if far and 2 * len(fitting) >= len(compared) else Level.WARNING
+    return Level.ERROR if far and 3 * len(fitting) >= 2 * len(compared) else Level.WARNING
 
 
 def of_beyond(gap: Gap | None) -> Level:
@@ -78,16 +78,15 @@ def of_layer(seen: Seen, layer: Layer) -> Level:
 def distance(layer: Layer) -> float:
     """How far its running statistics are from the data: in σ, or as |ln σ ratio|, the larger.
 
-    In the wider σ of the two: where data vary less than in training, means are not far off for it.
-    The ratio is that of the median channel; that of each, where outputs become too large.
+    The ratio is that of the median channel; that of each, where outputs become far too large.
     """
     off = layer.off
     if off is None:
         return 0.0
     if not off.ratio > 0:
         return math.inf
-    offset = off.offset / math.sqrt(max(1.0, off.ratio))
-    return max(offset, abs(0.5 * math.log(off.ratio)), off.amplified)
+    by_median = max(off.offset, abs(0.5 * math.log(off.ratio)))
+    return max(by_median, off.amplified) if off.amplified > FAR else by_median
 
 
 def of_cause(seen: Seen, layer: Layer) -> Level:

@@ -37,7 +37,7 @@ def statistics_gap(seen: Seen) -> Iterator[Finding]:
     The verdict of the inspection: measured on the data, with the statistics of every layer, and
     independent of which layers and causes are found. By labels, what is lost of the score; without,
     how far the outputs are from those by the statistics of the data, a warning at most unless a
-    layer is more than 1 σ away while most are right, as nobody knows which outputs are. Known
+    layer is more than 1 σ away while two of three are right: nobody knows which outputs are. Known
     limit: it compares with the data given. Remedy: measure the statistics again, safe.
     """
     level = of_model(seen)
