@@ -50,9 +50,12 @@ def data(seed: int = 1, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Ten
     return x + torch.linspace(-1, 1, 16).to(dtype).view(-1, 1, 1, 1), torch.arange(16) % 4
 
 
-def share(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    x, y = batch
-    return nn.functional.cross_entropy(model(x), y, reduction="sum") / 16
+def share(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(output, batch[1], reduction="sum") / 16
+
+
+def whole_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return share(model(batch[0]), batch)
 
 
 def parts(batch: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -75,7 +78,7 @@ def test_one_step_is_that_of_the_big_batch(fast):
         livella.accelerate(model)
     for _ in range(2):  # gradients add up, and averages go on
         total = accumulate(model, parts(data()), share)
-        expected = share(whole, data())
+        expected = whole_loss(whole, data())
         expected.backward()
         torch.testing.assert_close(total, expected.detach())
     assert_same(model, whole, 1e-9)
@@ -92,9 +95,9 @@ def test_facts_4_7_micro_batched_training_equals_full_batch_training():
         for optimizer in optimizers:
             optimizer.zero_grad()
         accumulate(models[0], parts(batch), share)
-        share(models[1], batch).backward()
+        whole_loss(models[1], batch).backward()
         for part in parts(batch)[:2] + parts(batch)[3:]:  # torch refuses a micro-batch of one
-            share(models[2], part).backward()
+            whole_loss(models[2], part).backward()
         for optimizer in optimizers:
             optimizer.step()
     exact, whole, plain = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
@@ -123,7 +126,7 @@ def test_dropout_drops_the_same_in_each_pass():
 
 def test_a_failure_at_any_call_leaves_everything_as_it_was():
     model = make(dropout=0.5)
-    share(model, data()).backward()
+    whole_loss(model, data()).backward()
     before = copy.deepcopy(model.state_dict())
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     calls = 0
@@ -133,16 +136,16 @@ def test_a_failure_at_any_call_leaves_everything_as_it_was():
         calls += 1
         if calls == fail_at:
             raise RuntimeError("injected")
-        return share(model, batch)
+        return model(batch[0])
 
     fail_at, rng = 0, torch.get_rng_state()
-    accumulate(copy.deepcopy(model), parts(data()), failing)
+    accumulate(copy.deepcopy(model), parts(data()), share, forward=failing)
     total = calls
     for at in (1, 2, 5, total // 2, total - 4, total - 2, total):
         calls, fail_at = 0, at
         torch.set_rng_state(rng)
         with pytest.raises(RuntimeError, match="injected"):
-            accumulate(model, parts(data()), failing)
+            accumulate(model, parts(data()), share, forward=failing)
         assert torch.equal(torch.get_rng_state(), rng)
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, before[name]), name
@@ -156,23 +159,28 @@ def test_bad_input():
     with pytest.raises(ValueError, match="got no micro-batches"):
         accumulate(model, [], share)
     with pytest.raises(ValueError, match=r"one number, got \(5, 4\)"):
-        accumulate(model, parts(data()), lambda model, batch: model(batch[0]))
+        accumulate(model, parts(data()), lambda output, batch: output)
+    with pytest.raises(
+        TypeError, match=r"expected loss\(output, batch\), got one of \(model"
+    ) as told:
+        accumulate(model, parts(data()), whole_loss)
+    assert "\n" not in str(told.value)
     one = nn.Sequential(nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="layer '0' expected more than one value"):
-        accumulate(one, [torch.ones(1, 3)], lambda model, x: model(x).sum())
+        accumulate(one, [torch.ones(1, 3)], lambda output, x: output.sum())
 
     class Own(nn.BatchNorm1d):
         def forward(self, x):
             return super().forward(x)
 
     with pytest.raises(TypeError, match=r"layer '0' \(Own\) has a forward of its own"):
-        accumulate(nn.Sequential(Own(3)), [torch.ones(4, 3)], lambda model, x: model(x).sum())
+        accumulate(nn.Sequential(Own(3)), [torch.ones(4, 3)], lambda output, x: output.sum())
 
 
 def test_a_model_without_batch_norm_is_plain_accumulation():
     model = nn.Linear(3, 1)
     x = torch.randn(6, 3)
-    total = accumulate(model, x.split(2), lambda model, x: model(x).sum())
+    total = accumulate(model, x.split(2), lambda output, x: output.sum())
     torch.testing.assert_close(model.weight.grad, x.sum(0, keepdim=True))
     torch.testing.assert_close(total, model(x).sum().detach())
 
@@ -195,8 +203,8 @@ def test_activation_checkpoints():
         model = Checkpointed(reentrant=False).double()
         x = torch.randn(8, 3, dtype=torch.float64)
     whole = copy.deepcopy(model)
-    loss = lambda m, x: m(x).square().sum()  # noqa: E731
-    loss(whole, x).backward()
+    loss = lambda output, x: output.square().sum()  # noqa: E731
+    loss(whole(x), x).backward()
     accumulate(model, x.split(3), loss)
     assert [int(b) for n, b in model.named_buffers() if n.endswith("tracked")] == [1, 1]
     for buffer, other in zip(model.buffers(), whole.buffers(), strict=True):
@@ -207,7 +215,7 @@ def test_activation_checkpoints():
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_a_reentrant_checkpoint_is_refused():
     model, x = Checkpointed(reentrant=True).double(), torch.randn(8, 3, dtype=torch.float64)
-    loss = lambda m, x: m(x).square().sum()  # noqa: E731
+    loss = lambda output, x: output.square().sum()  # noqa: E731
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError, match=r"layer 'net.1' .*use_reentrant=False"):
         accumulate(model, x.split(3), loss)
@@ -218,7 +226,7 @@ def test_a_forward_replaced_on_the_layer_itself_is_refused():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model[1].forward = lambda x: x
     with pytest.raises(TypeError, match=r"layer '1' .* forward of its own"):
-        accumulate(model, [torch.randn(4, 2)], lambda m, x: m(x).sum())
+        accumulate(model, [torch.randn(4, 2)], lambda output, x: output.sum())
 
 
 @pytest.mark.parametrize("kind", ["moving_average", "lstm"])
@@ -227,15 +235,14 @@ def test_what_averages_otherwise_is_refused_unless_frozen(kind):
     layer = lstm if kind == "lstm" else livella.nn.MovingAverageBatchNorm1d(3)
     model = nn.ModuleDict({"norm": nn.BatchNorm1d(3), "other": layer})
 
-    def loss(model, x):
+    def forward(model, x):
         y = model["norm"](x)
-        y = model["other"](y[None])[0] if kind == "lstm" else model["other"](y)
-        return y.square().sum()
+        return model["other"](y[None])[0] if kind == "lstm" else model["other"](y)
 
     micro = list(torch.randn(8, 3).split(4))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(TypeError, match=r"layer 'other' .* takes in each micro-batch by itself"):
-        livella.accumulate(model, micro, loss)
+        livella.accumulate(model, micro, lambda output, x: output.square().sum(), forward=forward)
     assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
     livella.freeze(model, ["other"])
-    livella.accumulate(model, micro, loss)
+    livella.accumulate(model, micro, lambda output, x: output.square().sum(), forward=forward)

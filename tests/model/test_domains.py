@@ -252,14 +252,14 @@ def test_updates_are_gathered_for_one_domain_at_a_time():
     model, x = divided().train(), [50 + torch.randn(16, 3) for _ in range(2)]
     before = state(model)
 
-    def loss(m, batch):
-        return into_night(m, batch).square().mean()
+    def loss(output, batch):
+        return output.square().mean()
 
     def pooled():
         with livella.pooled_updates(model):
             into_night(model, x[0])
 
-    for gather in (pooled, lambda: livella.accumulate(model, x, loss)):
+    for gather in (pooled, lambda: livella.accumulate(model, x, loss, forward=into_night)):
         with pytest.raises(ValueError, match="cannot be entered inside"):
             gather()
         assert not differing(before, state(model))

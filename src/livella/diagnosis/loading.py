@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,42 @@ def batches_of(spec: str) -> Iterable[Any]:
     if not isinstance(found, Iterable):
         raise LoadError(f"{spec} returned a {type(found).__name__}: expected a loader of batches")
     return found
+
+
+def loss_of(spec: str) -> Callable[[Any, Any], Tensor]:
+    """Find the user's loss(output, batch).
+
+    Raises:
+        StudyError: it is not there.
+
+    """
+    return sources.load_function(spec, "the loss of an output and its batch")
+
+
+def forward_of(spec: str) -> Callable[[nn.Module, Any], object]:
+    """Find the user's forward(model, batch).
+
+    Raises:
+        StudyError: it is not there.
+
+    """
+    return sources.load_function(spec, "the output of a model for a batch")
+
+
+def target_of(text: str) -> str | int | Callable[[Any], Any] | None:
+    """Say where the labels of a batch are: "none", an index, a key, or a function of the batch.
+
+    Raises:
+        StudyError: it names a function that is not there.
+
+    """
+    if text == "none":
+        return None
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    if sources.is_function(text):
+        return sources.load_function(text, "the labels of a batch")
+    return text
 
 
 @contextmanager

@@ -11,6 +11,7 @@ with s held is the gradient of the whole batch (the method of Lagrange multiplie
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from livella import reference
 from livella.model import sites
 from livella.model.domains import pinned
-from livella.model.feeding import device_of, tensors_in, to_device
+from livella.model.feeding import Forward, device_of, feed, tensors_in, to_device
 from livella.model.freeze import is_frozen
 from livella.model.levels import Dependencies, Site, levels, observe
 from livella.model.measure import Enough
@@ -32,10 +33,14 @@ from livella.moments import Moments, across, at_least, only, spread
 from livella.nn.batch import _Core
 from livella.nn.switched import checkpoint_frame
 
-Loss = Callable[[nn.Module, Any], Tensor]
+Loss = Callable[[Any, Any], Tensor]
+_MODELS = ("model", "net", "network", "module")
+"""What the first argument of a loss is called where it wants the model and not its output."""
 
 
-def accumulate(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Tensor:
+def accumulate(
+    model: nn.Module, batches: Iterable[Any], loss: Loss, *, forward: Forward | None = None
+) -> Tensor:
     """Do what one big batch would do, in micro-batches: same outputs, gradients and statistics.
 
     Every batch norm in training normalizes by the moments of all micro-batches together, and the
@@ -50,9 +55,12 @@ def accumulate(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Tensor:
     Args:
         model: any module. Batch norms in evaluation mode, or frozen, stay out of it.
         batches: the micro-batches, of any sizes; one sample will do.
-        loss: called as loss(model, batch): the share of this micro-batch in the total, such as
-            cross_entropy(model(x), y, reduction="sum") / examples_in_all. Called once in each pass
-            with the random numbers of the first, so that dropout drops the same.
+        loss: called as loss(output, batch), as everywhere in Livella: the share of this micro-batch
+            in the total, such as cross_entropy(output, batch[1], reduction="sum") /
+            examples_in_all. Each pass has the random numbers of the first, so that dropout drops
+            the same.
+        forward: called as forward(model, batch) for the output. Default: the model is called on
+            the batch without its labels, as in `estimate_population`.
 
     Returns:
         The total loss, detached. Gradients were added to `.grad`, and the running statistics took
@@ -61,20 +69,21 @@ def accumulate(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Tensor:
     Raises:
         ValueError: no micro-batches, fewer than two values a channel in all, a loss that is not one
             number. Model, gradients and random state are then as before, as after any exception.
-        TypeError: a batch norm with a forward of its own, which cannot be given its moments.
+        TypeError: a batch norm with a forward of its own, which cannot be given its moments; a loss
+            of the model instead of its output.
 
     Example:
-        >>> def share(model, batch):
-        ...     x, y = batch
-        ...     return nn.functional.cross_entropy(model(x), y, reduction="sum") / 1024
+        >>> def share(output, batch):
+        ...     return nn.functional.cross_entropy(output, batch[1], reduction="sum") / 1024
         >>> total = accumulate(model, loader_of_1024_in_32s, share)
 
     """
     micro = list(batches)
     if not micro:
         raise ValueError("accumulate: got no micro-batches; pass one or more")
+    _check_loss(loss)
     layers = _layers(model)
-    whole = _Whole(model, layers, micro, loss)
+    whole = _Whole(model, layers, micro, loss, forward or feed)
     before = {parameter: parameter.grad for parameter in model.parameters()}
     kept = {p: None if g is None else g.clone() for p, g in before.items()}
     rng = _random_state(model)
@@ -89,6 +98,18 @@ def accumulate(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Tensor:
     for site, moments in sorted(whole.moments.items(), key=lambda item: item[0]):
         take_in(layers[site[0]], moments)
     return total
+
+
+def _check_loss(loss: object) -> None:
+    try:
+        first = next(iter(inspect.signature(loss).parameters), "")  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # written in C
+        return
+    if first in _MODELS:
+        raise TypeError(
+            f"accumulate: expected loss(output, batch), got one of ({first}, batch): it is given "
+            "the output now; say how the model is called with forward=lambda model, batch: …"
+        )
 
 
 def _layers(model: nn.Module) -> dict[str, _NormBase]:
@@ -137,6 +158,7 @@ class _Whole:
     layers: dict[str, _NormBase]
     micro: list[Any]
     loss: Loss
+    forward: Forward
     moments: dict[Site, Moments] = field(default_factory=dict)
     adjoints: dict[Site, tuple[Tensor, Tensor]] = field(default_factory=dict)
     given: dict[Site, _Given] = field(default_factory=dict)
@@ -189,11 +211,11 @@ class _Whole:
             return observe(lambda: self._share(batch), self.layers, known)
 
     def _share(self, batch: Any) -> Tensor:
-        value = self.loss(self.model, batch)
+        value = self.loss(self.forward(self.model, batch), batch)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"accumulate: expected loss(model, batch) to give one number, got {got}; "
+                f"accumulate: expected loss(output, batch) to give one number, got {got}; "
                 "sum over the examples and divide by how many there are in all"
             )
         return value.reshape(())

@@ -13,6 +13,11 @@ from torch.optim.swa_utils import AveragedModel
 
 LABELS = ("label", "labels", "target", "targets", "y", "class_labels")
 """Names under which a batch carries what is to be learnt; never given to the model."""
+BESIDES = (
+    "id", "ids", "idx", "index", "indices", "name", "names", "path", "paths", "filename", "meta",
+    "metadata", "info", "weight", "weights", "mask", "masks", "length", "lengths",
+)  # fmt: skip
+"""Names of what else a batch carries, that is not the one thing a model looks at."""
 
 Forward = Callable[[nn.Module, Any], object]
 
@@ -35,9 +40,11 @@ def feed(model: nn.Module, batch: Any) -> object:
     """Call the model on a batch without its labels.
 
     A tensor is the one argument. Of a tuple or list the first items are, as many as the model's
-    forward requires; labels stand behind them. A dict or a dataclass gives the arguments by name,
-    those that forward knows and that are no labels, or is itself the one argument where the names
-    do not fit.
+    forward requires; labels stand behind them. Of ((image, meta), target) it is the image, where
+    forward requires one argument and the rest cannot be one. A dict or a dataclass gives the
+    arguments by name, those that forward knows and that are no labels. Where no name fits and
+    forward requires one argument, that is the one entry that is no label and nothing besides, such
+    as `image` in dict(image=…, label=…); of several, the batch itself.
 
     Raises:
         TypeError: the batch is something else, or has too few items.
@@ -49,7 +56,7 @@ def feed(model: nn.Module, batch: Any) -> object:
         required = max(1, len(_required(model)))
         if len(batch) < required:
             raise _unusable(model, batch)
-        return model(*batch[:required]) if required > 1 else feed(model, batch[0])
+        return model(*batch[:required]) if required > 1 else _feed_one(model, batch[0])
     named = _fields(batch)
     if named is None:
         raise _unusable(model, batch)
@@ -59,7 +66,35 @@ def feed(model: nn.Module, batch: Any) -> object:
         return model(**arguments)
     if len(_required(model)) != 1:
         raise _unusable(model, batch)
-    return model(batch)
+    only = _only_entry(named)
+    return model(batch if only is None else only)
+
+
+def _feed_one(model: nn.Module, item: Any) -> object:
+    """Call the model on the first item of a tuple, which may be one again: (image, meta)."""
+    if isinstance(item, tuple | list) and len(_required(model)) == 1 and _is_one_with_rest(item):
+        return model(item[0])
+    return feed(model, item)
+
+
+def _is_one_with_rest(item: tuple[Any, ...] | list[Any]) -> bool:
+    """Whether it is an example with what belongs to it, and no list of examples."""
+    first, *rest = item
+    return isinstance(first, Tensor) and all(
+        not isinstance(each, Tensor) or not each.is_floating_point() for each in rest
+    )
+
+
+def _only_entry(named: Mapping[str, Any]) -> Tensor | None:
+    """Give the one tensor that is neither a label nor something besides; none of several."""
+    left = [
+        value
+        for name, value in named.items()
+        if isinstance(value, Tensor) and name not in (*LABELS, *BESIDES)
+    ]
+    numbers = [value for value in left if value.is_floating_point()]
+    found = numbers or left
+    return found[0] if len(found) == 1 else None
 
 
 def given_to(model: nn.Module, batch: Any) -> set[int]:
@@ -70,7 +105,8 @@ def given_to(model: nn.Module, batch: Any) -> set[int]:
     elif (named := _fields(batch)) is not None:
         known = {name: value for name, value in named.items() if name not in LABELS}
         fitting = {name: value for name, value in known.items() if name in _names(model)}
-        given = fitting or dict(list(known.items())[:1])
+        only = _only_entry(named)
+        given = fitting or ([known] if only is None else [only])
     return {id(tensor) for tensor in tensors_in(given)}
 
 

@@ -17,7 +17,7 @@ import torch
 from livella.study import request
 from livella.study.errors import StudyError
 
-Source = Callable[[], Any]
+Source = Callable[..., Any]
 
 
 def load_function(spec: str, expected: str) -> Source:
