@@ -10,6 +10,7 @@ from torch import nn
 
 from livella.diagnosis import loading
 from livella.diagnosis.loading import LoadError
+from livella.study.errors import StudyError
 
 
 def model():
@@ -119,3 +120,33 @@ def test_models_and_loaders_by_name(tmp_path):
             loading.batches_of(spec + name)
     with pytest.raises(LoadError, match=r"expected a torch\.nn\.Module"):
         loading.model_of(spec + "number")
+
+
+def test_functions_are_found_and_not_called(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def loss(output, batch): return output.sum() + batch\n"
+        "def forward(model, batch): return model(batch)\n"
+        "def old(model, batch): return model(batch).sum()\n"
+        "def labels(batch): return batch['far']\n"
+        "entropy = torch.nn.CrossEntropyLoss()\n"
+    )
+    spec = f"{tmp_path / 'mine.py'}:"
+    assert float(loading.loss_of(spec + "loss")(torch.ones(3), 2)) == 5
+    assert loading.forward_of(spec + "forward")(abs, -3) == 3
+    assert loading.target_of(spec + "labels")({"far": 7}) == 7
+    for name in ("old", "entropy"):
+        with pytest.raises(LoadError, match=r"expected .*loss=lambda output, batch"):
+            loading.loss_of(spec + name)
+    for call in (loading.loss_of, loading.forward_of, loading.target_of):
+        with pytest.raises(StudyError, match="no function 'nothing'"):
+            call(spec + "nothing")
+    with pytest.raises(StudyError, match="names no function"):
+        loading.loss_of("labels")
+
+
+@pytest.mark.parametrize(
+    ("text", "target"), [("none", None), ("1", 1), ("-1", -1), ("mask", "mask"), ("y2", "y2")]
+)
+def test_where_labels_are_is_read(text, target):
+    assert loading.target_of(text) == target

@@ -54,7 +54,7 @@ def share(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(output, batch[1], reduction="sum") / 16
 
 
-def whole_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def of_whole(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return share(model(batch[0]), batch)
 
 
@@ -78,7 +78,7 @@ def test_one_step_is_that_of_the_big_batch(fast):
         livella.accelerate(model)
     for _ in range(2):  # gradients add up, and averages go on
         total = accumulate(model, parts(data()), share)
-        expected = whole_loss(whole, data())
+        expected = of_whole(whole, data())
         expected.backward()
         torch.testing.assert_close(total, expected.detach())
     assert_same(model, whole, 1e-9)
@@ -95,9 +95,9 @@ def test_facts_4_7_micro_batched_training_equals_full_batch_training():
         for optimizer in optimizers:
             optimizer.zero_grad()
         accumulate(models[0], parts(batch), share)
-        whole_loss(models[1], batch).backward()
+        of_whole(models[1], batch).backward()
         for part in parts(batch)[:2] + parts(batch)[3:]:  # torch refuses a micro-batch of one
-            whole_loss(models[2], part).backward()
+            of_whole(models[2], part).backward()
         for optimizer in optimizers:
             optimizer.step()
     exact, whole, plain = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
@@ -126,26 +126,30 @@ def test_dropout_drops_the_same_in_each_pass():
 
 def test_a_failure_at_any_call_leaves_everything_as_it_was():
     model = make(dropout=0.5)
-    whole_loss(model, data()).backward()
+    of_whole(model, data()).backward()
     before = copy.deepcopy(model.state_dict())
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     calls = 0
 
-    def failing(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == fail_at:
-            raise RuntimeError("injected")
-        return model(batch[0])
+    def counted(call):
+        def failing(*args):
+            nonlocal calls
+            calls += 1
+            if calls == fail_at:
+                raise RuntimeError("injected")
+            return call(*args)
 
+        return failing
+
+    options = {"loss": counted(share), "forward": counted(lambda model, batch: model(batch[0]))}
     fail_at, rng = 0, torch.get_rng_state()
-    accumulate(copy.deepcopy(model), parts(data()), share, forward=failing)
+    accumulate(copy.deepcopy(model), parts(data()), **options)
     total = calls
-    for at in (1, 2, 5, total // 2, total - 4, total - 2, total):
+    for at in (1, 2, 5, total // 2, total - 4, total - 3, total - 1, total):
         calls, fail_at = 0, at
         torch.set_rng_state(rng)
         with pytest.raises(RuntimeError, match="injected"):
-            accumulate(model, parts(data()), share, forward=failing)
+            accumulate(model, parts(data()), **options)
         assert torch.equal(torch.get_rng_state(), rng)
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, before[name]), name
@@ -158,29 +162,29 @@ def test_bad_input():
     model = make()
     with pytest.raises(ValueError, match="got no micro-batches"):
         accumulate(model, [], share)
-    with pytest.raises(ValueError, match=r"one number, got \(5, 4\)"):
-        accumulate(model, parts(data()), lambda output, batch: output)
-    with pytest.raises(
-        TypeError, match=r"expected loss\(output, batch\), got one of \(model"
-    ) as told:
-        accumulate(model, parts(data()), whole_loss)
-    assert "\n" not in str(told.value)
+    for loss, said in [
+        (lambda output, _: output, r"one number, got a tensor of shape \(5, 4\), float64"),
+        (lambda output, _: float(output.detach().sum()), "one number, got a float"),
+        (lambda *_: None, "one number, got None"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            accumulate(model, parts(data()), loss)
     one = nn.Sequential(nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="layer '0' expected more than one value"):
-        accumulate(one, [torch.ones(1, 3)], lambda output, x: output.sum())
+        accumulate(one, [torch.ones(1, 3)], lambda output, _: output.sum())
 
     class Own(nn.BatchNorm1d):
         def forward(self, x):
             return super().forward(x)
 
     with pytest.raises(TypeError, match=r"layer '0' \(Own\) has a forward of its own"):
-        accumulate(nn.Sequential(Own(3)), [torch.ones(4, 3)], lambda output, x: output.sum())
+        accumulate(nn.Sequential(Own(3)), [torch.ones(4, 3)], lambda output, _: output.sum())
 
 
 def test_a_model_without_batch_norm_is_plain_accumulation():
     model = nn.Linear(3, 1)
     x = torch.randn(6, 3)
-    total = accumulate(model, x.split(2), lambda output, x: output.sum())
+    total = accumulate(model, x.split(2), lambda output, _: output.sum())
     torch.testing.assert_close(model.weight.grad, x.sum(0, keepdim=True))
     torch.testing.assert_close(total, model(x).sum().detach())
 
@@ -203,7 +207,7 @@ def test_activation_checkpoints():
         model = Checkpointed(reentrant=False).double()
         x = torch.randn(8, 3, dtype=torch.float64)
     whole = copy.deepcopy(model)
-    loss = lambda output, x: output.square().sum()  # noqa: E731
+    loss = lambda output, _: output.square().sum()  # noqa: E731
     loss(whole(x), x).backward()
     accumulate(model, x.split(3), loss)
     assert [int(b) for n, b in model.named_buffers() if n.endswith("tracked")] == [1, 1]
@@ -215,7 +219,7 @@ def test_activation_checkpoints():
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_a_reentrant_checkpoint_is_refused():
     model, x = Checkpointed(reentrant=True).double(), torch.randn(8, 3, dtype=torch.float64)
-    loss = lambda output, x: output.square().sum()  # noqa: E731
+    loss = lambda output, _: output.square().sum()  # noqa: E731
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError, match=r"layer 'net.1' .*use_reentrant=False"):
         accumulate(model, x.split(3), loss)
@@ -226,7 +230,7 @@ def test_a_forward_replaced_on_the_layer_itself_is_refused():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model[1].forward = lambda x: x
     with pytest.raises(TypeError, match=r"layer '1' .* forward of its own"):
-        accumulate(model, [torch.randn(4, 2)], lambda output, x: output.sum())
+        accumulate(model, [torch.randn(4, 2)], lambda output, _: output.sum())
 
 
 @pytest.mark.parametrize("kind", ["moving_average", "lstm"])
@@ -239,10 +243,49 @@ def test_what_averages_otherwise_is_refused_unless_frozen(kind):
         y = model["norm"](x)
         return model["other"](y[None])[0] if kind == "lstm" else model["other"](y)
 
+    def loss(output, _):
+        return output.square().sum()
+
     micro = list(torch.randn(8, 3).split(4))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(TypeError, match=r"layer 'other' .* takes in each micro-batch by itself"):
-        livella.accumulate(model, micro, lambda output, x: output.square().sum(), forward=forward)
+        livella.accumulate(model, micro, loss, forward=forward)
     assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
     livella.freeze(model, ["other"])
-    livella.accumulate(model, micro, lambda output, x: output.square().sum(), forward=forward)
+    livella.accumulate(model, micro, loss, forward=forward)
+
+
+OLD = [
+    lambda model, batch: model(batch[0]).sum(),
+    lambda m, batch: m(batch[0]).sum(),
+    nn.CrossEntropyLoss(),
+    nn.functional.cross_entropy,
+]
+
+
+@pytest.mark.parametrize("loss", OLD, ids=["by name", "by use", "module", "function"])
+def test_a_loss_that_is_called_otherwise_is_told_how(loss):
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TypeError, match=r"accumulate: expected .*loss=lambda output, batch"):
+        accumulate(model, parts(data()), loss)
+    assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_a_type_error_in_a_loss_is_its_own():
+    with pytest.raises(TypeError, match="'int' object is not subscriptable"):
+        accumulate(make(), parts(data()), lambda output, batch: len(batch)[0])
+
+
+def test_micro_batches_in_other_forms():
+    x, y = data()
+    expected, named, whole = make(), make(), make()
+    accumulate(expected, parts((x, y)), share)
+    batches = [{"image": x, "label": y} for x, y in parts((x, y))]
+    loss = lambda output, batch: share(output, (None, batch["label"]))  # noqa: E731
+    accumulate(named, batches, loss)
+    forward = lambda model, batch: model(batch["image"] + 0)  # noqa: E731
+    accumulate(whole, batches, loss, forward=forward)
+    for other in (named, whole):
+        for p, q in zip(expected.parameters(), other.parameters(), strict=True):
+            assert_close(p.grad, q.grad)

@@ -252,7 +252,7 @@ def test_updates_are_gathered_for_one_domain_at_a_time():
     model, x = divided().train(), [50 + torch.randn(16, 3) for _ in range(2)]
     before = state(model)
 
-    def loss(output, batch):
+    def loss(output, _batch):
         return output.square().mean()
 
     def pooled():

@@ -1,90 +1,199 @@
-"""A model gets of a batch what it looks at, whatever form the batch has, and never the labels."""
+"""What a model is called with, for batches as loaders give them."""
 
-from collections import namedtuple
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from livella.model import feeding
+from livella.model.feeding import arguments, feed, samples_in, to_device
 
-X, MORE = torch.randn(4, 3), torch.randn(4, 2)
-Y, IDS = torch.arange(4), torch.arange(4) + 100
-Example = namedtuple("Example", "image label")
+X, Y, META = torch.randn(4, 3), torch.arange(4), torch.ones(4, 2)
+IMAGES = [torch.zeros(3, 5 + k, 7) for k in range(2)]
 
 
 class One(nn.Module):
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x):
         return x
 
 
 class Two(nn.Module):
-    def forward(self, x: Tensor, more: Tensor) -> Any:
-        return x, more
+    def forward(self, image, meta):
+        return image, meta
 
 
-class Named(nn.Module):
-    def forward(self, *, image: Tensor, scale: float = 1.0) -> Any:
-        return image
+class Tokens(nn.Module):
+    def forward(self, ids, mask=None, labels=None):
+        return ids, mask, labels
 
 
-@dataclass
-class Both:
+class Opens(nn.Module):
+    def forward(self, inputs):
+        return inputs["image"]
+
+
+class Around(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Opens()
+
+    def forward(self, given):
+        return self.inner(given)
+
+
+class ByAttribute(nn.Module):
+    def forward(self, example):
+        return example.image
+
+
+class TakesBatch(nn.Module):
+    def forward(self, batch):
+        return batch
+
+
+@dataclasses.dataclass
+class Example:
     image: Tensor
     label: Tensor
 
 
-@dataclass
-class Several:
+class Named(NamedTuple):
+    label: Tensor
     image: Tensor
-    depth: Tensor
+
+
+class Pair(NamedTuple):
+    label: Tensor
+    first: Tensor
+    second: Tensor
+
+
+@dataclasses.dataclass
+class Sized:
+    size: Tensor
+    scan: Tensor
+
+
+class Reads(One):
+    def forward(self, x):
+        return x.reshape(x.size(0), -1)
+
+
+ONE = {
+    "tensor": X,
+    "pair": (X, Y),
+    "list": [X, Y],
+    "alone": (X,),
+    "together": ((X, META), Y),
+    "together in lists": [[X, META], Y],
+    "dict": {"x": X, "label": Y},
+    "image and label": {"image": X, "label": Y},
+    "any name": {"spectrum": X, "label": Y},
+    "metadata": {"image": X, "label": Y, "id": Y, "path": ["a"], "weight": torch.ones(4)},
+    "whole numbers beside": {"scan": X, "sex": Y},
+    "metadata of floating point": {"scan": X, "weight": torch.ones(4), "boxes": META},
+    "several, one usual": {"image": X, "depth": META, "label": Y},
+    "whole numbers": {"tokens": X.long(), "label": Y},
+    "dict in a tuple": ({"image": X}, Y),
+    "dataclass": Example(X, Y),
+    "dataclass in a tuple": (Example(X, Y), Y),
+    "a field that tensors have too": Sized(Y, X),
+    "named tuple": Named(Y, X),
+    "named tuple in a tuple": (Named(Y, X), Y),
+}
+
+
+@pytest.mark.parametrize("form", ONE)
+def test_one_argument(form):
+    found = feed(Reads(), ONE[form])
+    assert torch.equal(found, X.long() if form == "whole numbers" else X)
+    assert samples_in(ONE[form]) == 4
+
+
+TWO = {
+    "tuple": (X, META, Y),
+    "together": ((X, META), Y),
+    "together in lists": [[X, META], Y],
+    "together with a dict": ((X, META), {"label": Y}),
+    "dict": {"meta": META, "label": Y, "image": X},
+    "dict in a tuple": ({"meta": META, "image": X}, Y),
+    "named tuple by position": Pair(Y, X, META),
+}
+
+
+@pytest.mark.parametrize("form", TWO)
+def test_two_arguments(form):
+    image, meta = feed(Two(), TWO[form])
+    assert image is X
+    assert meta is META
+
+
+def test_options_are_given_by_name_and_labels_never():
+    batch = {"ids": Y, "mask": META, "labels": X, "other": 3}
+    assert feed(Tokens(), batch) == (Y, META, None)
+    assert arguments(Tokens(), (Y, META)) == ((Y,), {})
+
+
+@pytest.mark.parametrize("model", [Opens(), Around(), TakesBatch(), nn.Sequential(Opens())])
+def test_a_model_that_opens_a_dict_itself_is_given_it(model):
+    batch = {"image": X, "label": Y}
+    assert arguments(model, batch) == ((batch,), {})
+
+
+def test_a_model_that_reads_attributes_is_given_the_dataclass():
+    batch = Example(X, Y)
+    assert feed(ByAttribute(), batch) is X
+    assert feed(ByAttribute(), (batch, Y)) is X
+
+
+def test_a_list_with_an_image_a_sample_is_one_argument():
+    batch = (IMAGES, [{"boxes": torch.zeros(1, 4)}, {"boxes": torch.zeros(2, 4)}])
+    assert feed(One(), batch) is IMAGES
+    assert samples_in(batch) == 2
+
+
+def test_packed_sequences_stay_whole():
+    packed = pack_sequence([X, X[:2]])
+    for batch in (packed, (packed, Y)):
+        assert isinstance(feed(One(), batch), PackedSequence)
+    moved = to_device((packed, Y), torch.device("meta"))
+    assert moved[0].data.device.type == moved[1].device.type == "meta"
+    assert moved[0].batch_sizes.device.type == "cpu"
+
+
+def test_wrapped_models_are_called_as_those_inside(monkeypatch):
+    compiled = nn.Module()
+    compiled._orig_mod = Two()
+    compiled.forward = lambda *args, **kwargs: compiled._orig_mod(*args, **kwargs)
+    wrapped = (nn.DataParallel(Two()), compiled, torch.optim.swa_utils.AveragedModel(Two()))
+    for model in wrapped:
+        args, named = arguments(model, {"meta": META, "image": X, "label": Y})
+        assert (args, set(named)) == ((), {"image", "meta"})
 
 
 @pytest.mark.parametrize(
-    "batch",
+    ("model", "batch", "said"),
     [
-        X,
-        (X,),
-        (X, Y),
-        [X, Y],
-        (X, Y, IDS),
-        ((X, IDS), Y),
-        ((X, {"path": ["a"] * 4}), Y),
-        ([X, ["a"] * 4], Y),
-        {"image": X, "label": Y},
-        {"label": Y, "image": X},
-        {"x": X, "anything": MORE},
-        {"pixels": X, "labels": Y, "id": IDS},
-        {"image": X, "target": MORE},
-        {"tokens": IDS, "label": Y},
-        Both(X, Y),
-        Example(X, Y),
+        (Two(), X[:, :1], None),
+        (Two(), (X,), r"called with \(image, meta\), got tuple"),
+        (Two(), {"image": X, "label": Y}, r"\(image, meta\), got \['image', 'label'\]"),
+        (One(), {"left": X, "right": X, "label": Y}, r"got several that it may be, left, right"),
+        (One(), {"a": Y, "b": Y}, r"got several that it may be, a, b"),
+        (One(), 3, r"One can be called with \(x\), got int"),
+        (One(), (), r"One can be called with \(x\), got tuple"),
     ],
 )
-def test_one_argument_is_found(batch):
-    seen = feeding.feed(One(), batch)
-    wanted = IDS if isinstance(batch, dict) and "tokens" in batch else X
-    assert seen is wanted
-    assert feeding.given_to(One(), batch) == {id(wanted)} or isinstance(batch, tuple | list)
+def test_what_cannot_be_fed_says_how(model, batch, said):
+    with pytest.raises(TypeError, match=said) as error:
+        feed(model, batch)
+    if said is not None:
+        assert "forward=lambda model, batch: model(batch" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("batch", [(X, MORE), (X, MORE, Y), {"x": X, "more": MORE, "label": Y}])
-def test_two_arguments_are_found(batch):
-    assert feeding.feed(Two(), batch) == (X, MORE)
-
-
-def test_names_that_forward_knows_are_given_by_name():
-    assert feeding.feed(Named(), {"image": X, "label": Y}) is X
-
-
-@pytest.mark.parametrize("batch", [{"image": X, "depth": MORE}, Several(X, MORE)])
-def test_of_several_entries_none_is_chosen_and_the_model_gets_the_batch(batch):
-    assert feeding.feed(One(), batch) is batch
-
-
-@pytest.mark.parametrize("batch", ["words", 3, {"image": X}, (X,)])
-def test_what_does_not_fit_is_told_with_the_way_out(batch):
-    with pytest.raises(TypeError, match="forward=lambda model, batch"):
-        feeding.feed(Two(), batch)
+def test_names_are_told_apart():
+    groups: list[Any] = [set(feeding.LABELS), set(feeding.INPUTS), set(feeding.METADATA)]
+    assert len(set.union(*groups)) == sum(map(len, groups))

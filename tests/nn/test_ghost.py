@@ -364,7 +364,7 @@ def test_livellas_tools_do_right_or_say_that_they_do_not():
     with pytest.raises(
         TypeError, match=r"GhostBatchNorm2d.*more than the moments of the whole batch"
     ):
-        livella.accumulate(model, [x], lambda output, b: output.sum())
+        livella.accumulate(model, [x], lambda output, _: output.sum())
     with livella.pooled_updates(model):
         model(x)
     values = model[0](x).movedim(1, 0).flatten(1)

@@ -421,7 +421,7 @@ def test_livellas_tools_do_right_or_say_that_they_do_not():
         lnn.SyncBatchNorm.convert(model)
     assert type(model[1]) is lnn.BatchRenorm2d
     with pytest.raises(TypeError, match=r"BatchRenorm2d.*more than the moments of the whole batch"):
-        livella.accumulate(model, [x], lambda output, b: output.sum())
+        livella.accumulate(model, [x], lambda output, _: output.sum())
     with livella.pooled_updates(model):
         model(x[:4])
         model(x[4:])

@@ -17,8 +17,8 @@ from livella.diagnosis.checks import CHECKS, findings_of
 from livella.diagnosis.measure import Data, JudgeOf, Met
 from livella.diagnosis.records import Advice, Layer, Record, Seen
 from livella.diagnosis.remedies import REMEDIES
-from livella.diagnosis.scoring import AUTO, Judge, Loss, Target
-from livella.model import feeding
+from livella.diagnosis.scoring import AUTO, Auto, Judge, Loss, Target
+from livella.model import feeding, given
 from livella.model.estimate import LayerEstimate
 from livella.model.feeding import Forward
 from livella.report import files, inspection_html, inspection_text, sarif
@@ -56,7 +56,7 @@ def inspect(
     *,
     deploy: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    target: Target = AUTO,
+    target: Target | Auto = AUTO,
     optimizer: torch.optim.Optimizer | None = None,
     forward: Forward | None = None,
     ignore: Sequence[str] = (),
@@ -112,6 +112,8 @@ def inspect(
         ['never_updated', 'momentum']
 
     """
+    given.check_model(model, "inspect", runs=batches is not None)
+    given.check_optimizer(model, optimizer, "inspect")
     _check(batches, deploy)
     accepted.check_names(ignore)
     model = feeding.unwrap(model)
@@ -147,8 +149,8 @@ def inspect(
 
 
 def _check(batches: Iterable[Any] | None, deploy: Iterable[Any] | None) -> None:
-    for name, given in (("batches", batches), ("deploy", deploy)):
-        if isinstance(given, Iterator):
+    for name, value in (("batches", batches), ("deploy", deploy)):
+        if isinstance(value, Iterator):
             raise TypeError(
                 f"inspect: got an iterator as {name}, which can be read once, where it is read "
                 "several times; pass a loader or a list"

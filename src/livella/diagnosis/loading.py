@@ -1,10 +1,10 @@
-"""A user's model, its weights and its data, by name: `module:function` and files."""
+"""A user's model, weights, data, loss, forward and labels, by name: `module:function`, files."""
 
 from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from livella.diagnosis.scoring import Loss, Target
+from livella.model import given
+from livella.model.feeding import Forward
 from livella.study import sources
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "ema")
@@ -82,39 +85,47 @@ def batches_of(spec: str) -> Iterable[Any]:
     return found
 
 
-def loss_of(spec: str) -> Callable[[Any, Any], Tensor]:
-    """Find the user's loss(output, batch).
+def loss_of(spec: str) -> Loss:
+    """Find the user's loss(output, batch); it is not called.
+
+    Raises:
+        LoadError: it is called otherwise.
+        StudyError: it is not there.
+
+    """
+    loss: Any = sources.load_function(spec, "the loss of (output, batch), a scalar")
+    try:
+        given.check_loss(loss, f"--loss {spec}")
+    except TypeError as error:
+        raise LoadError(str(error)) from error
+    return loss  # type: ignore[no-any-return]
+
+
+def forward_of(spec: str) -> Forward:
+    """Find the user's forward(model, batch); it is not called.
 
     Raises:
         StudyError: it is not there.
 
     """
-    return sources.load_function(spec, "the loss of an output and its batch")
+    forward: Any = sources.load_function(spec, "the output for (model, batch)")
+    return forward  # type: ignore[no-any-return]
 
 
-def forward_of(spec: str) -> Callable[[nn.Module, Any], object]:
-    """Find the user's forward(model, batch).
-
-    Raises:
-        StudyError: it is not there.
-
-    """
-    return sources.load_function(spec, "the output of a model for a batch")
-
-
-def target_of(text: str) -> str | int | Callable[[Any], Any] | None:
-    """Say where the labels of a batch are: "none", an index, a key, or a function of the batch.
+def target_of(text: str) -> Target:
+    """Read where labels are: "none", an index, a function of the batch by name, else a key.
 
     Raises:
-        StudyError: it names a function that is not there.
+        StudyError: a function that is not there.
 
     """
-    if text == "none":
+    if text.lower() == "none":
         return None
     if text.removeprefix("-").isdecimal():
         return int(text)
-    if sources.is_function(text):
-        return sources.load_function(text, "the labels of a batch")
+    if ":" in text:
+        function: Any = sources.load_function(text, "the labels of a batch")
+        return function  # type: ignore[no-any-return]
     return text
 
 

@@ -125,7 +125,9 @@ def meet(data: Data, layers: Mapping[str, _NormBase], judge_of: JudgeOf, what: s
         met.mixed = list(islice(data, FEW))
         parts = [_by_the_batch(data, layers, half) for half in halves(met.mixed)]
         met.halves = [means_of(estimates_of(layers, part)) for part in parts]
-    met.judge.trust(output_by(data, met.mixed[0], met.population))
+    trusted = output_by(data, met.mixed[0], met.population)
+    met.judge.see(trusted, met.mixed[0])
+    met.judge.merit(trusted, met.mixed[0], trusted)  # what is decided by the first is decided now
     return met
 
 

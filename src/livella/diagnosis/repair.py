@@ -19,8 +19,8 @@ from livella.diagnosis.inspection import Inspection, inspect
 from livella.diagnosis.measure import Data, JudgeOf
 from livella.diagnosis.records import Gap, Level
 from livella.diagnosis.remedies import MEASURE, REMEDIES, Means, wanted
-from livella.diagnosis.scoring import AUTO, Judge, Loss, Target
-from livella.model import feeding
+from livella.diagnosis.scoring import AUTO, Auto, Judge, Loss, Target
+from livella.model import feeding, given
 from livella.model.feeding import Forward
 from livella.report import inspection_html
 from livella.report.files import beside
@@ -118,7 +118,7 @@ def repair(
     *,
     deploy: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    target: Target = AUTO,
+    target: Target | Auto = AUTO,
     changing: bool = False,
     forward: Forward | None = None,
     ignore: Sequence[str] = (),
@@ -157,6 +157,7 @@ def repair(
         {'measure_statistics': ('1',)}
 
     """
+    given.check_model(model, "repair", runs=True)
     model = feeding.unwrap(model)
     options: dict[str, Any] = {
         "deploy": deploy, "loss": loss, "target": target, "forward": forward, "ignore": ignore,

@@ -1,46 +1,50 @@
-"""How good outputs are: by labels, by a loss, or by how far they agree with trusted outputs."""
+"""How good outputs are, in [0, 1] a sample: by labels, or by their likeness to trusted outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from livella.diagnosis import agreement, targets
-from livella.diagnosis.agreement import Agreement
-from livella.diagnosis.targets import AUTO, Labels, Target
-from livella.model import feeding
+from livella.diagnosis import targets
+from livella.diagnosis.labels import Numbers
+from livella.diagnosis.likeness import Likeness, Scales
+from livella.diagnosis.targets import AUTO, Auto, Found, Place, Target
+from livella.model import feeding, given
 
-__all__ = ["AUTO", "Judge", "Loss", "Target"]
+__all__ = ["AUTO", "Auto", "Judge", "Loss", "Target"]
 
 Loss = Callable[[Any, Any], Tensor]
 """loss(output, batch): a scalar, the mean over the samples of the batch."""
 
 
+@dataclass
 class Judge:
-    """Says how good outputs are.
+    """Says how good outputs are, in the same way for every batch.
+
+    With labels, the merit of a sample is its share right; without, its likeness to trusted outputs
+    (`livella.diagnosis.likeness`). A loss of the user's is told and gives gradients.
 
     Attributes:
-        counted: what the score is of; empty without labels.
-        labels: where the labels were found; empty without.
-        unread: what of a batch is neither given to the model nor understood, each with its shape.
+        counted: what the score is of: "class numbers", "positions", "pixels", "one-hot labels",
+            "soft labels", "binary labels", "multi-label", "numbers"; empty without labels.
+        labels: where they are: "batch[1]", "batch['labels']", "batch.y", "target="; empty without.
+        unread: tensors of the batch that are neither given to the model nor understood as labels.
 
     """
 
-    def __init__(self, labels: Labels | None, loss: Loss | None, unread: tuple[str, ...]) -> None:
-        self.unread = unread
-        self._labels, self._loss = labels, loss
-        self._agreement: Agreement | None = None
-
-    @property
-    def counted(self) -> str:
-        return "" if self._labels is None else self._labels.kind.counted
-
-    @property
-    def labels(self) -> str:
-        return "" if self._labels is None else self._labels.text
+    loss: Loss | None = None
+    found: Found | None = None
+    unread: tuple[str, ...] = ()
+    likeness: Likeness | None = None
+    scales: Scales = field(default_factory=Scales, repr=False)
+    batches: int = 0
+    """How many different batches were met, to name one in an error."""
+    last: Any = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -49,97 +53,148 @@ class Judge:
         batch: Any,
         *,
         loss: Loss | None = None,
-        target: Target = AUTO,
+        target: Target | Auto = AUTO,
         model: nn.Module | None = None,
     ) -> Judge:
-        """Choose by the first batch: its labels serve, if it has some.
+        """Decide by the first batch.
+
+        Labels are looked for by name (`livella.model.feeding.LABELS`; "mask", "masks",
+        "segmentation" where they are of pixels), then among the last items of a tuple, then among
+        all tensors that the model was not given. Of several that fit, those by which this output
+        is best are meant.
+
+        Args:
+            output: of the model, best by each batch's own statistics.
+            batch: what it was called on.
+            loss: of the user's. Default: that of the labels.
+            target: where the labels are: a key, an index, a function of the batch; None says that
+                there are none. Default: they are looked for.
+            model: to know which tensors it is given. Default: the first one is its input.
 
         Raises:
-            TypeError: a loss that is called otherwise.
-            ValueError: `target` says where labels are, and none that fit are there.
+            TypeError: a loss that is called as loss(output, labels).
+            ValueError: a target that is not there, or fits no output.
 
         """
-        _check_loss(loss)
-        labels = targets.labels_of(_scores_in(output), batch, target, model)
-        return cls(labels, loss, targets.unread(batch, labels, model))
+        found, unread = targets.found(output, batch, target, model)
+        if loss is not None:
+            where = str(found) if found is not None and isinstance(found.place, Place) else ""
+            given.check_loss(loss, "loss", where or "batch[1]")
+            unread = ()
+        return cls(loss, found, unread)
 
-    def trust(self, output: Any) -> None:
-        """Take these outputs for what outputs are like: whether of classes, and how they vary."""
-        self._agreement = agreement.like(output)
+    @property
+    def counted(self) -> str:
+        """What the score is of."""
+        return "" if self.found is None else self.found.reading.counted
+
+    @property
+    def labels(self) -> str:
+        """Where they are."""
+        return "" if self.found is None else str(self.found)
+
+    def see(self, output: Any, batch: Any) -> None:
+        """Take in the scale of numbers from a further batch, before anything is scored.
+
+        Of regression that is the variance of the labels, without labels that of the outputs. It
+        need not be called: then it is the first batch's, and each batch's.
+        """
+        if self.found is None:
+            self.scales.take_in(output, feeding.samples_in(batch))
+        elif isinstance(self.found.reading, Numbers):
+            _, labels = self._read(output, batch)
+            values = labels.cpu().double()
+            self.scales.take_in(values, len(values))
+            variance = self.scales.variance(0, values)
+            reading = replace(self.found.reading, variance=variance)
+            self.found = replace(self.found, reading=reading)
 
     def merit(self, output: Any, batch: Any, beside: Any) -> Tensor:
-        """Give the score of each example in [0, 1], float64: with labels, the share right.
+        """Give the merit of each sample in [0, 1], (N,), float64 on the CPU.
 
-        Without, how far the output agrees with the one beside it. What is not finite counts as
-        nothing. Examples without labels are left out.
-        """
-        if self._labels is None:
-            if self._agreement is None:
-                self.trust(beside)
-            assert self._agreement is not None, "it was just set"
-            return self._agreement.of(output, beside)
-        scores = _scores_in(output)
-        assert scores is not None, "the first output had scores"
-        kind, labels = self._labels.kind, self._labels.read(batch)
-        if bool(scores.isfinite().all()):
-            return kind.merit(scores.detach().float(), labels).cpu()
-        whole = kind.merit(scores.detach().float().nan_to_num(), labels).cpu()
-        fine = scores.reshape(len(scores), -1).isfinite().all(1).cpu()
-        return whole * fine if len(whole) == len(fine) else torch.zeros_like(whole)
-
-    def loss_of(self, output: Any, batch: Any) -> Tensor | None:
-        """Give the loss of a batch; none where it cannot be told.
+        Args:
+            output: to be judged; where it is NaN or infinite the merit is 0.
+            batch: its labels count, where there are any.
+            beside: outputs of the same batch by statistics that are trusted; they count where
+                there are no labels.
 
         Raises:
-            TypeError: the loss given cannot be called so.
-            ValueError: it gives something else than one number.
+            ValueError: a label that is none, or a batch without labels.
 
         """
-        if self._loss is not None:
-            return _called(self._loss, output, batch)
-        if self._labels is None:
+        if self.found is not None:
+            scores, labels = self._read(output, batch)
+            right = self.found.reading.right(scores, labels)
+            finite = scores.isfinite() | (scores == -math.inf)  # a logarithm of nothing
+            merit = right * finite.reshape(len(scores), -1).all(1).cpu()
+            return merit.nan_to_num(nan=0.0).clamp(0, 1)
+        self.likeness = self.likeness or Likeness.of(beside, self.scales)
+        return self.likeness.merit(output, beside, feeding.samples_in(batch))
+
+    def loss_of(self, output: Any, batch: Any) -> Tensor | None:
+        """Give the loss of a batch, with its graph; none where there is none. It may be NaN.
+
+        Raises:
+            ValueError: as `merit`; a loss that is not one number.
+
+        """
+        if self.loss is not None:
+            return given.number(self.loss(output, batch), "loss", "return the mean over the batch")
+        if self.found is None:
             return None
-        scores = _scores_in(output)
-        assert scores is not None, "the first output had scores"
-        return self._labels.kind.loss(scores.float(), self._labels.read(batch))
+        scores, labels = self._read(output, batch, graph=True)
+        return self.found.reading.loss(scores, labels)
+
+    def _read(self, output: Any, batch: Any, graph: bool = False) -> tuple[Tensor, Tensor]:
+        """Give scores and labels of a batch, checked."""
+        assert self.found is not None
+        if batch is not self.last:
+            self.batches, self.last = self.batches + 1, batch
+        scores = self.found.output(output)
+        scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        labels = self._labels_in(batch).to(scores.device)
+        reading = self.found.reading
+        expected = reading.expected(scores.detach())
+        try:
+            wrong = reading.wrong(scores.detach(), labels)
+            fits = len(labels) == len(scores)
+        except (RuntimeError, IndexError, TypeError):  # of another shape
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"labels {self.labels}: expected {expected}, for outputs of shape "
+                f"{tuple(scores.shape)}, got shape {tuple(labels.shape)} in batch {self._number}"
+            )
+        if bool(wrong.any()):
+            raise ValueError(
+                f"labels {self.labels}: expected {expected}, got {_bad(labels, wrong)} of batch "
+                f"{self._number}; mend the data, or {targets.WAY_OUT}, with loss= for what they are"
+            )
+        return (scores if graph else scores.detach()), labels
+
+    def _labels_in(self, batch: Any) -> Tensor:
+        assert self.found is not None
+        place = self.found.place
+        try:
+            got = place.of(batch) if isinstance(place, Place) else place(batch)
+        except LookupError:
+            got = None
+        if got is None:
+            raise ValueError(
+                f"labels {self.labels}: batch {self._number} has none, where the first has some; "
+                f"expected them in every batch: {targets.WAY_OUT}"
+            )
+        return targets.read(got, self.labels)
+
+    @property
+    def _number(self) -> int:
+        return self.batches - 1
 
 
-def _scores_in(output: Any) -> Tensor | None:
-    """Find the scores in what a model gives: by name, or the first tensor of floating point."""
-    if not isinstance(output, Tensor):
-        for name in ("logits", "out"):
-            found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-            if isinstance(found, Tensor):
-                return found
-    found = (t for t in feeding.tensors_in(output) if t.is_floating_point() and t.dim() > 0)
-    return next(found, None)
-
-
-def _check_loss(loss: object) -> None:
-    if isinstance(loss, nn.Module):
-        raise TypeError(
-            f"inspect: expected loss(output, batch), got a {type(loss).__name__}, which takes an "
-            "output and labels; wrap it: loss=lambda output, batch: criterion(output, batch[1])"
-        )
-    if loss is not None and not callable(loss):
-        raise TypeError(
-            f"inspect: expected a function loss(output, batch), got a {type(loss).__name__}"
-        )
-
-
-def _called(loss: Loss, output: Any, batch: Any) -> Tensor:
-    try:
-        value = loss(output, batch)
-    except (TypeError, AttributeError) as error:
-        raise TypeError(
-            f"inspect: the loss failed ({type(error).__name__}: {error}); it is called as "
-            "loss(output, batch): for example loss=lambda output, batch: "
-            "cross_entropy(output, batch[1])"
-        ) from error
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"inspect: expected a loss of one number, a tensor, the mean over the batch, got "
-            f"{got}; take its mean()"
-        )
-    return value.reshape(())
+def _bad(labels: Tensor, wrong: Tensor) -> str:
+    """Name the first label that is none, and where it is."""
+    at = [int(k) for k in wrong.nonzero()[0]]
+    value = labels[tuple(at)].item()
+    told = f"{value:g}" if isinstance(value, float) else str(value)
+    more = int(wrong.sum()) - 1
+    return f"{told} at {at}" + (f" (and {more} more)" if more else "")

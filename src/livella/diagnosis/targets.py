@@ -1,197 +1,287 @@
-"""What a batch holds besides what the model is given: where the labels are, and what they are."""
+"""Where the labels of a batch are: told by the user, or found by name, by place and by fit."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from livella.diagnosis.label_kinds import KINDS, Kind
+from livella.diagnosis.labels import ClassNumbers, Reading, readings
 from livella.model import feeding
 
-
-class _Auto:
-    """Stands for `target` where it is not given."""
-
-    def __repr__(self) -> str:
-        return "found"
+Target = str | int | Callable[[Any], Any] | None
+"""Where labels are: a key, an index, a function of the batch; none: there are none."""
 
 
-AUTO: Final = _Auto()
-Target = str | int | Callable[[Any], Any] | None | _Auto
-"""Where the labels of a batch are: a key, an index, a function of the batch; none for no labels."""
-NAMED = (*feeding.LABELS, "mask", "masks", "segmentation")
-SHOWN = 5
-"""Tensors that were not understood are named up to so many."""
-Step = str | int
+class Auto(Enum):
+    """The labels are to be found."""
+
+    AUTO = "auto"
+
+
+AUTO = Auto.AUTO
+
+MASKS = ("mask", "masks", "segmentation")
+"""Names of labels of pixels, where they are that."""
+WAY_OUT = "say where they are with target=, a key, an index or a function of the batch, or None"
+FORMS = (
+    "expected class numbers (N,), or (N, H, W) beside outputs (N, K, H, W), or labels or numbers "
+    "of the outputs' shape"
+)
+
+Step = int | str
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a batch something is: the keys, indices and attributes on the way."""
+    """Where something is in a batch, step by step."""
 
-    steps: tuple[Step, ...]
-    text: str
+    steps: tuple[Step, ...] = ()
+    by_attribute: bool = False
 
-    @property
-    def name(self) -> str:
-        """The last name on the way; empty where there is none."""
-        return next((step for step in reversed(self.steps) if isinstance(step, str)), "")
+    def __str__(self) -> str:
+        """Say it as it is written."""
+        if self.by_attribute:
+            *before, last = self.steps
+            return f"{Place(tuple(before))}.{last}"
+        return "batch" + "".join(f"[{step!r}]" for step in self.steps)
 
-    def read(self, batch: Any) -> Tensor:
-        """Give what is there in a batch.
+    def of(self, batch: Any) -> Any:
+        """Give what is there.
 
         Raises:
-            ValueError: there is no tensor in this one.
+            LookupError: nothing is.
 
         """
-        value = batch
         for step in self.steps:
-            items = _items(value)
-            if step not in items:
-                value = None
-                break
-            value = items[step]
-        if not isinstance(value, Tensor):
-            raise ValueError(  # noqa: TRY004 - it is the batch that is wrong
-                f"inspect: expected labels at {self.text} in every batch, as in the first one; one "
-                "has none there; leave that batch out, or say target="
-            )
-        return value
+            named = feeding.fields(batch)
+            if named is not None and isinstance(step, str):
+                batch = named[step]
+            elif isinstance(batch, tuple | list) and isinstance(step, int):
+                batch = batch[step]
+            else:
+                raise LookupError
+        return batch
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Labels of one kind, and how they are read of a batch."""
+class Found:
+    """Labels that were found: where, beside which output, and how they are read."""
 
-    kind: Kind
-    text: str
-    read: Callable[[Any], Tensor]
+    place: Place | Callable[[Any], Any]
+    output: Callable[[Any], Tensor]
+    reading: Reading
+
+    def __str__(self) -> str:
+        """Say where."""
+        return str(self.place) if isinstance(self.place, Place) else "target="
 
 
-def labels_of(
-    scores: Tensor | None, batch: Any, target: Target, model: nn.Module | None
-) -> Labels | None:
-    """Find the labels of a batch: where `target` says, or by names, shapes and values.
+def tensors(batch: Any, place: Place | None = None) -> Iterator[tuple[Place, Tensor]]:
+    """Every tensor of a batch and where it is; of a list of dicts those of the first."""
+    place = place or Place()
+    if isinstance(batch, Tensor):
+        yield place, batch
+        return
+    named = feeding.fields(batch)
+    items: list[tuple[Step, Any]] = list((named or {}).items())
+    if named is None and isinstance(batch, tuple | list):
+        items = list(enumerate(batch))
+        keys = [item.keys() if isinstance(item, Mapping) else None for item in batch]
+        if keys and keys[0] is not None and all(each == keys[0] for each in keys):
+            items = items[:1]
+    by_attribute = named is not None and not isinstance(batch, Mapping)
+    for step, item in items:
+        yield from tensors(item, Place((*place.steps, step), by_attribute))
+
+
+def fed(model: nn.Module | None, batch: Any) -> set[int]:
+    """Give the ids of the tensors that the model is given; what is named a label is none."""
+    whole = {id(tensor) for place, tensor in tensors(batch) if _is_named(place)}
+    first = next(feeding.tensors_in(batch), None)
+    if model is None:
+        return {id(first)} - whole
+    try:
+        args, named = feeding.arguments(model, batch)
+    except TypeError:  # called by a forward= of the user's
+        return {id(first)} - whole
+    return {id(tensor) for tensor in feeding.tensors_in([*args, *named.values()])} - whole
+
+
+def found(
+    output: Any, batch: Any, target: Target | Auto, model: nn.Module | None
+) -> tuple[Found | None, tuple[str, ...]]:
+    """Find the labels, and say what else is there that nobody understood.
 
     Raises:
-        ValueError: `target` says where, and nothing that fits is there.
+        ValueError: `target` names nothing, or what fits no output.
 
     """
     if target is None:
-        return None
-    if not isinstance(target, _Auto):
-        return _said(scores, batch, target)
-    if scores is None:
-        return None
-    for place, value in _candidates(batch, model):
-        surely = place.name in NAMED or place.steps[:1] == (_last(batch),)
-        for kind in KINDS:
-            if kind.fits(scores, value) and (surely or kind.whole):
-                return Labels(kind, place.text, place.read)
-    return None
+        return None, ()
+    if target is not AUTO:
+        return _told(output, batch, target), ()
+    given = fed(model, batch)
+    free = [(place, tensor) for place, tensor in tensors(batch) if id(tensor) not in given]
+    chosen = _chosen(output, free)
+    labels = chosen.place if chosen is not None else None
+    unread = tuple(_in_words(place, tensor) for place, tensor in free if place != labels)
+    return chosen, unread
 
 
-def unread(batch: Any, labels: Labels | None, model: nn.Module | None) -> tuple[str, ...]:
-    """Name the tensors that are neither given to the model nor used as labels."""
-    if model is None:
-        return ()
-    left = [
-        f"{place.text} of shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
-        for place, value in _candidates(batch, model)
-        if labels is None or place.text != labels.text
-    ]
-    more = len(left) - SHOWN
-    return (*left[:SHOWN], f"{more} more") if more > 0 else tuple(left)
+def read(labels: Any, name: str) -> Tensor:
+    """Give labels as a tensor.
 
+    Raises:
+        ValueError: they are none.
 
-def _said(scores: Tensor | None, batch: Any, target: str | int | Callable[[Any], Any]) -> Labels:
-    read = _reader(target)
+    """
+    if isinstance(labels, Tensor):
+        return labels
     try:
-        value = read(batch)
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        there = ", ".join(place.text for place, _ in walk(batch)) or "no tensor"
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"inspect: target={target!r} is not in the batch ({type(error).__name__}: {error}), "
-            f"which holds {there}; name one of them, or a function of the batch"
+            f"labels {name}: expected a tensor, got a {type(labels).__name__}; {WAY_OUT}"
         ) from error
-    text = f"target={target!r}" if not callable(target) else "target="
-    for kind in KINDS:
-        if scores is not None and kind.fits(scores, value):
-            return Labels(kind, text, read)
-    of_scores = "none of floating point" if scores is None else str(tuple(scores.shape))
-    raise ValueError(
-        f"inspect: expected labels for an output of shape {of_scores}, got {text} of shape "
-        f"{tuple(value.shape)}, {value.dtype}, with values from {_extreme(value)}; known are class "
-        "numbers, one-hot, soft and multi-label rows, pixels, and numbers of the output's shape; "
-        "for others pass loss=lambda output, batch: … and target=None"
+
+
+def _chosen(output: Any, free: list[tuple[Place, Tensor]]) -> Found | None:
+    """Choose among what is named a label, else masks, else the last items, else anything."""
+    named = [each for each in free if _is_named(each[0])]
+    if named:  # another tensor is not taken for the labels where some are there
+        return _best(output, named)
+    masks = [e for e in free if e[0].steps and e[0].steps[-1] in MASKS and e[1].dim() > 2]
+    last = [e for e in free if len(e[0].steps) == 1 and isinstance(e[0].steps[0], int)][::-1]
+    no_index = [[each for each in some if not _is_index(each[1])] for some in (last, free)]
+    return (
+        _best(output, masks)
+        or _best(output, no_index[0])
+        or _best(output, no_index[1], clean=True)
+        or _best(output, last)  # labels in the order of the classes
     )
 
 
-def _extreme(value: Tensor) -> str:
-    if not value.numel():
-        return "nothing"
-    return f"{value.min().item():g} to {value.max().item():g}"
+def _best(output: Any, among: Sequence[tuple[Place, Tensor]], clean: bool = False) -> Found | None:
+    """Give the reading by which this output is best: of several that fit, that is the one meant.
+
+    Class numbers have to be most of them some, as the others are errors then, and all of them
+    where that is asked for; those that all are go first.
+    """
+    best, highest = None, (False, -1.0)
+    for place, labels in among:
+        for where, scores, reading in _fitting(output, labels):
+            there = labels.to(scores.device)
+            bad = float(reading.wrong(scores, there).float().mean())
+            if isinstance(reading, ClassNumbers) and bad > (0.0 if clean else 0.5):
+                continue
+            merit = (bad == 0, float(reading.right(scores, there).nan_to_num(nan=0.0).mean()))
+            if merit > highest:
+                best, highest = Found(place, where, reading), merit
+    return best
 
 
-def _reader(target: str | int | Callable[[Any], Any]) -> Callable[[Any], Tensor]:
-    def read(batch: Any) -> Tensor:
-        if callable(target):
-            return torch.as_tensor(target(batch))
-        items = _items(batch)
-        if target in items:
-            return torch.as_tensor(items[target])
-        if isinstance(target, int) and isinstance(batch, tuple | list):
-            return torch.as_tensor(batch[target])
-        return torch.as_tensor(getattr(batch, str(target)))
-
-    return read
+def _is_index(tensor: Tensor) -> bool:
+    """Whether it counts the samples, as datasets that give an index do."""
+    if tensor.dim() != 1 or len(tensor) < 3 or tensor.is_floating_point():
+        return False
+    return bool((tensor[1:].long() - tensor[:-1].long() == 1).all())
 
 
-def _candidates(batch: Any, model: nn.Module | None) -> list[tuple[Place, Tensor]]:
-    """Give what may be labels, the likeliest first: by name, then from behind."""
-    given = feeding.given_to(model, batch) if model is not None else set()
-    found = list(walk(batch))
-    first = found[0][1] if found else None
-    left = [
-        (place, value)
-        for place, value in found
-        if place.name in NAMED or (value is not first and id(value) not in given)
-    ]
-    left.reverse()
-    return sorted(left, key=lambda each: each[0].name not in NAMED)
+def _told(output: Any, batch: Any, target: str | int | Callable[[Any], Any]) -> Found:
+    place = target if callable(target) else _place(batch, target)
+    name = str(place) if isinstance(place, Place) else "target="
+    labels = read(place.of(batch) if isinstance(place, Place) else place(batch), name)
+    best = _best(output, [(Place(), labels)])
+    if best is None:
+        best = next((Found(place, w, r) for w, _, r in _fitting(output, labels)), None)
+    if best is None:
+        shapes = ", ".join(str(tuple(t.shape)) for t in feeding.tensors_in(output)) or "no tensor"
+        raise ValueError(
+            f"target={_called(target)}: got {_kind(labels)}, which fits no output of shape "
+            f"{shapes}: {FORMS}; or pass target=None and a loss="
+        )
+    return Found(place, best.output, best.reading)
 
 
-def _last(batch: Any) -> Step | None:
-    return len(batch) - 1 if isinstance(batch, tuple | list) and len(batch) > 1 else None
+def _place(batch: Any, target: str | int) -> Place:
+    by_attribute = not isinstance(batch, Mapping | tuple | list) or hasattr(batch, "_fields")
+    place = Place((target,), by_attribute and isinstance(target, str))
+    if isinstance(target, str):
+        deeper = (p for p, _ in tensors(batch) if p.steps and p.steps[-1] == target)
+        place = place if target in (feeding.fields(batch) or {}) else next(deeper, place)
+    try:
+        place.of(batch)
+    except LookupError:
+        named = feeding.fields(batch)
+        has = f"the entries {', '.join(named)}" if named else type(batch).__name__
+        if named is None and isinstance(batch, tuple | list):
+            has = f"a {type(batch).__name__} of {len(batch)}"
+        raise ValueError(
+            f"target={target!r}: the batch has no such entry, it is {has}; {WAY_OUT}"
+        ) from None
+    return place
 
 
-def walk(
-    batch: Any, steps: tuple[Step, ...] = (), text: str = "batch"
-) -> Iterator[tuple[Place, Tensor]]:
-    """Give every tensor of a batch with its place."""
-    if isinstance(batch, Tensor):
-        yield Place(steps, text), batch
+def _fitting(
+    output: Any, labels: Tensor
+) -> Iterator[tuple[Callable[[Any], Tensor], Tensor, Reading]]:
+    for where, scores in predictions(output):
+        scores = scores.detach()
+        scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        for reading in readings(scores, labels.to(scores.device)):
+            if not (isinstance(reading, ClassNumbers) and is_embedding(scores)):
+                yield where, scores, reading
+
+
+def predictions(output: Any) -> Iterator[tuple[Callable[[Any], Tensor], Tensor]]:
+    """Give what may be predictions in an output: "logits" or "out", else each direct tensor."""
+    if isinstance(output, Tensor):
+        yield _itself, output
         return
-    for step, value in _items(batch).items():
-        if isinstance(batch, Mapping | list | tuple) and not hasattr(batch, "_fields"):
-            way = f"{text}[{step!r}]"
-        else:
-            way = f"{text}.{step}"
-        yield from walk(value, (*steps, step), way)
+    named = feeding.fields(output) or {}
+    places = [Place((name,)) for name in ("logits", "out") if isinstance(named.get(name), Tensor)]
+    if not places:
+        items: list[Step] = list(named) or list(range(len(output)) if _is_sequence(output) else ())
+        places = [Place((step,)) for step in items]
+    for place in places:
+        if isinstance(tensor := place.of(output), Tensor) and tensor.is_floating_point():
+            yield place.of, tensor
 
 
-def _items(value: Any) -> dict[Any, Any]:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if hasattr(value, "_fields"):
-        return {name: getattr(value, name) for name in value._fields}
-    if isinstance(value, tuple | list):
-        return dict(enumerate(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {}
+def is_embedding(scores: Tensor) -> bool:
+    """Whether all rows have length 1, as embeddings are made to and class scores never are."""
+    if scores.dim() != 2 or scores.shape[1] < 2:
+        return False
+    lengths = torch.linalg.vector_norm(scores.detach().float(), dim=1)
+    one_class = (scores.detach().abs().amax(1) > 0.999).all()
+    return bool(((lengths - 1).abs() < 1e-3).all()) and not bool(one_class)
+
+
+def _itself(output: Any) -> Tensor:
+    return output  # type: ignore[no-any-return]
+
+
+def _is_sequence(output: Any) -> bool:
+    return isinstance(output, tuple | list)
+
+
+def _is_named(place: Place) -> bool:
+    return any(isinstance(step, str) and step.lower() in feeding.LABELS for step in place.steps)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _in_words(place: Place, tensor: Tensor) -> str:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{place} of shape {tuple(tensor.shape)}, {dtype}"
+
+
+def _called(target: object) -> str:
+    return repr(target) if isinstance(target, str | int) else getattr(target, "__name__", "…")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
-from livella.model import adopt, fused, sites
+from livella.model import adopt, fused, given, sites
 from livella.model.freeze import keep_class
 from livella.model.fusion import PLAIN
 from livella.model.plans import Plans
@@ -62,11 +61,7 @@ def accelerate(model: Model) -> Model:
         )
 
     """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            f"accelerate: expected a torch.nn.Module that is not scripted, got {type(model)}; "
-            "accelerate the model before torch.jit.script or torch.jit.trace"
-        )
+    given.check_model(model, "accelerate")
     before: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
         for layer in model.modules():

@@ -11,7 +11,6 @@ with s held is the gradient of the whole batch (the method of Lagrange multiplie
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from livella import reference
-from livella.model import sites
+from livella.model import given, sites
 from livella.model.domains import pinned
 from livella.model.feeding import Forward, device_of, feed, tensors_in, to_device
 from livella.model.freeze import is_frozen
@@ -34,8 +33,7 @@ from livella.nn.batch import _Core
 from livella.nn.switched import checkpoint_frame
 
 Loss = Callable[[Any, Any], Tensor]
-_MODELS = ("model", "net", "network", "module")
-"""What the first argument of a loss is called where it wants the model and not its output."""
+"""loss(output, batch): the share of a micro-batch in the total."""
 
 
 def accumulate(
@@ -54,13 +52,13 @@ def accumulate(
 
     Args:
         model: any module. Batch norms in evaluation mode, or frozen, stay out of it.
-        batches: the micro-batches, of any sizes; one sample will do.
-        loss: called as loss(output, batch), as everywhere in Livella: the share of this micro-batch
+        batches: the micro-batches, of any sizes; one sample will do. Of any form that
+            `estimate_population` takes; they are moved to where the model lies.
+        loss: called as loss(output, batch), with what the model gave: the share of this micro-batch
             in the total, such as cross_entropy(output, batch[1], reduction="sum") /
-            examples_in_all. Each pass has the random numbers of the first, so that dropout drops
-            the same.
-        forward: called as forward(model, batch) for the output. Default: the model is called on
-            the batch without its labels, as in `estimate_population`.
+            examples_in_all. Model and loss are called once in each pass, with the random numbers
+            of the first, so that dropout drops the same.
+        forward: called as forward(model, batch) instead of the model.
 
     Returns:
         The total loss, detached. Gradients were added to `.grad`, and the running statistics took
@@ -69,19 +67,23 @@ def accumulate(
     Raises:
         ValueError: no micro-batches, fewer than two values a channel in all, a loss that is not one
             number. Model, gradients and random state are then as before, as after any exception.
-        TypeError: a batch norm with a forward of its own, which cannot be given its moments; a loss
-            of the model instead of its output.
+        TypeError: no module, or a scripted one; a loss that is called otherwise, such as
+            loss(model, batch) or torch's on labels; a batch norm with a forward of its own, which
+            cannot be given its moments.
 
     Example:
         >>> def share(output, batch):
         ...     return nn.functional.cross_entropy(output, batch[1], reduction="sum") / 1024
-        >>> total = accumulate(model, loader_of_1024_in_32s, share)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+        >>> micro = [(torch.randn(256, 4), torch.randint(8, (256,))) for _ in range(4)]
+        >>> total = accumulate(model, micro, share)
 
     """
+    given.check_model(model, "accumulate", runs=True)
+    given.check_loss(loss, "accumulate")
     micro = list(batches)
     if not micro:
         raise ValueError("accumulate: got no micro-batches; pass one or more")
-    _check_loss(loss)
     layers = _layers(model)
     whole = _Whole(model, layers, micro, loss, forward or feed)
     before = {parameter: parameter.grad for parameter in model.parameters()}
@@ -98,18 +100,6 @@ def accumulate(
     for site, moments in sorted(whole.moments.items(), key=lambda item: item[0]):
         take_in(layers[site[0]], moments)
     return total
-
-
-def _check_loss(loss: object) -> None:
-    try:
-        first = next(iter(inspect.signature(loss).parameters), "")  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # written in C
-        return
-    if first in _MODELS:
-        raise TypeError(
-            f"accumulate: expected loss(output, batch), got one of ({first}, batch): it is given "
-            "the output now; say how the model is called with forward=lambda model, batch: …"
-        )
 
 
 def _layers(model: nn.Module) -> dict[str, _NormBase]:
@@ -158,7 +148,7 @@ class _Whole:
     layers: dict[str, _NormBase]
     micro: list[Any]
     loss: Loss
-    forward: Forward
+    call: Forward
     moments: dict[Site, Moments] = field(default_factory=dict)
     adjoints: dict[Site, tuple[Tensor, Tensor]] = field(default_factory=dict)
     given: dict[Site, _Given] = field(default_factory=dict)
@@ -171,6 +161,9 @@ class _Whole:
     """The call after which a pass has nothing more to give."""
     surrogate: list[Tensor] = field(default_factory=list)
     random: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.device = device_of(self.model)
 
     def run(self) -> Tensor:
         by_level = self._by_level()
@@ -204,21 +197,24 @@ class _Whole:
         return [[s for s in union if of[s] == k] for k in range(max(of.values(), default=-1) + 1)]
 
     def _observed(self, batch: Any) -> Dependencies:
-        batch = to_device(batch, device_of(self.model))
+        batch = to_device(batch, self.device)
         known = [*self.model.parameters(), *self.model.buffers(), *tensors_in(batch)]
         self.calls = []
         with torch.no_grad():
             return observe(lambda: self._share(batch), self.layers, known)
 
     def _share(self, batch: Any) -> Tensor:
-        value = self.loss(self.forward(self.model, batch), batch)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"accumulate: expected loss(output, batch) to give one number, got {got}; "
-                "sum over the examples and divide by how many there are in all"
-            )
-        return value.reshape(())
+        batch = to_device(batch, self.device)
+        output = self.call(self.model, batch)
+        try:
+            value = self.loss(output, batch)
+        except TypeError as error:
+            if f"'{type(output).__name__}' object is not callable" in str(error):
+                raise given.former_loss("accumulate") from error
+            raise
+        return given.number(
+            value, "accumulate", "sum over the examples and divide by how many there are in all"
+        )
 
     # Passes
 
@@ -317,17 +313,17 @@ class _Whole:
                 self.measuring[site] = seen.merge(part)
                 if site == self.last:
                     raise Enough
-            given = self.given.get(site)
-            if given is None:  # not known yet, and what comes of it is not used
+            known = self.given.get(site)
+            if known is None:  # not known yet, and what comes of it is not used
                 return input.clone() if residual is None else input + residual
             if site in self.adjoints:
-                term = _adjoint(input, mask, given, self.adjoints[site])
+                term = _adjoint(input, mask, known, self.adjoints[site])
                 if not again:
                     self.surrogate.append(term)
             own = getattr(layer, "activation", None)
-            inverse = torch.rsqrt(given.variance + layer.eps)
+            inverse = torch.rsqrt(known.variance + layer.eps)
             return reference.forward(
-                input, given.mean, inverse, layer.weight, layer.bias, residual, mask,
+                input, known.mean, inverse, layer.weight, layer.bias, residual, mask,
                 own if activation is None else activation,
             )  # fmt: skip
 

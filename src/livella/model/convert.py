@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from livella.model import adopt, feeding, kinds, states
+from livella.model import adopt, feeding, given, kinds, states
 from livella.model.calibrate import Calibration, first_of
 from livella.model.conversion import Conversion
 from livella.model.feeding import Forward
@@ -73,8 +73,8 @@ def convert(
         ValueError: an unknown kind, no normalization that can be converted, a number of groups that
             does not divide a layer's channels, no `ndim` where it matters, no batches, NaN or
             infinity; layers are named. The model is then as before, as after any other exception.
-        TypeError: an option that the layer does not have, an iterator to calibrate on, or an
-            optimizer that cannot be told of parameters (LBFGS).
+        TypeError: no module, or a scripted one; an option that the layer does not have, an
+            iterator to calibrate on, or an optimizer that cannot be told of parameters (LBFGS).
 
     Warns:
         UserWarning: layers left as they are, layers without statistics of the data, parameters
@@ -90,6 +90,7 @@ def convert(
         no place for: 1: running_mean, running_var, num_batches_tracked
 
     """
+    given.check_model(model, "convert", runs=calibrate is not None)
     if to not in kinds.KINDS:
         raise ValueError(f"convert: expected a kind of {', '.join(kinds.KINDS)}, got {to!r}")
     if isinstance(calibrate, Iterator):

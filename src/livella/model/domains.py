@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from livella.model import adopt, sites
+from livella.model import adopt, given, sites
 from livella.nn.moving_average import MovingAverageNorm
 from livella.nn.precision import keep_precision
 from livella.nn.stack import BatchNormRNN
@@ -86,6 +86,7 @@ def add_domains(
         ...     _ = model.train()(torch.randn(6, 4))  # no statistics but those of the night change
 
     """
+    given.check_model(model, "add_domains")
     if isinstance(names, str):
         names = (names,)
     chosen = tuple(dict.fromkeys(names))
@@ -111,6 +112,7 @@ def remove_domains(model: nn.Module, names: Iterable[str] | None = None) -> None
         ValueError: a domain that the model has not, or that is in use.
 
     """
+    given.check_model(model, "remove_domains")
     if isinstance(names, str):
         names = (names,)
     chosen = domains(model) if names is None else tuple(names)
@@ -129,6 +131,7 @@ def remove_domains(model: nn.Module, names: Iterable[str] | None = None) -> None
 
 def domains(model: nn.Module) -> tuple[str, ...]:
     """Name the domains of a model, in the order in which they were added."""
+    given.check_model(model, "domains")
     return tuple(dict.fromkeys(name for layer in _divided(model) for name in _held(layer)))
 
 
@@ -155,6 +158,7 @@ def domain(model: nn.Module, name: str | None) -> Iterator[None]:
             through, with the former statistics in use again.
 
     """
+    given.check_model(model, "domain")
     if name is not None:
         _check(model, name, "domain")
     layers = list(_divided(model))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.optim.swa_utils import AveragedModel
 
 LABELS = ("label", "labels", "target", "targets", "y", "class_labels")
 """Names under which a batch carries what is to be learnt; never given to the model."""
-BESIDES = (
-    "id", "ids", "idx", "index", "indices", "name", "names", "path", "paths", "filename", "meta",
-    "metadata", "info", "weight", "weights", "mask", "masks", "length", "lengths",
-)  # fmt: skip
-"""Names of what else a batch carries, that is not the one thing a model looks at."""
+INPUTS = ("image", "images", "img", "x", "input", "inputs", "pixel_values", "input_values",
+          "features", "data", "audio", "waveform", "signal", "input_ids")  # fmt: skip
+"""Names under which a batch carries what the model is given."""
+METADATA = ("id", "ids", "idx", "index", "indices", "image_id", "meta", "metadata", "mask", "masks",
+            "segmentation", "attention_mask", "weight", "weights", "length", "lengths", "boxes",
+            "bbox", "bboxes")  # fmt: skip
+"""Names of what stands beside, and is no model's only input."""
 
 Forward = Callable[[nn.Module, Any], object]
 
@@ -40,74 +44,132 @@ def feed(model: nn.Module, batch: Any) -> object:
     """Call the model on a batch without its labels.
 
     A tensor is the one argument. Of a tuple or list the first items are, as many as the model's
-    forward requires; labels stand behind them. Of ((image, meta), target) it is the image, where
-    forward requires one argument and the rest cannot be one. A dict or a dataclass gives the
-    arguments by name, those that forward knows and that are no labels. Where no name fits and
-    forward requires one argument, that is the one entry that is no label and nothing besides, such
-    as `image` in dict(image=…, label=…); of several, the batch itself.
+    forward requires; labels stand behind them. The first item may hold them together, as in
+    ((image, meta), target). A list with an image a sample, beside one with a dict a sample, is
+    itself the argument, as detectors take it.
+
+    A dict, a dataclass or a named tuple gives the arguments by name, those that forward knows and
+    that are no labels. Where its names do not fit and forward requires one argument, that is the
+    batch itself if forward names its entries, else the one entry that is neither label nor
+    metadata: a tensor, of floating point first.
 
     Raises:
-        TypeError: the batch is something else, or has too few items.
+        TypeError: the batch is something else, has too few items, or several that it might be.
 
     """
-    if isinstance(batch, Tensor):
-        return model(batch)
-    if isinstance(batch, tuple | list):
-        required = max(1, len(_required(model)))
-        if len(batch) < required:
-            raise _unusable(model, batch)
-        return model(*batch[:required]) if required > 1 else _feed_one(model, batch[0])
-    named = _fields(batch)
-    if named is None:
+    args, named = arguments(model, batch)
+    return model(*args, **named)
+
+
+def arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give what `feed` calls the model with.
+
+    Raises:
+        TypeError: as `feed`.
+
+    """
+    if isinstance(batch, Tensor | PackedSequence):
+        return (batch,), {}
+    named = fields(batch)
+    if named is not None:
+        return _by_name(model, batch, named)
+    if not isinstance(batch, tuple | list):
         raise _unusable(model, batch)
-    arguments = {name: value for name, value in named.items() if name in _names(model)}
-    arguments = {name: value for name, value in arguments.items() if name not in LABELS}
-    if arguments and set(_required(model)) <= arguments.keys():
-        return model(**arguments)
-    if len(_required(model)) != 1:
+    names = _required(model)
+    required = max(1, len(names))
+    if a_sample_each(batch) and required == 1:
+        return (batch[0],), {}
+    if batch and (required == 1 or _together(batch, names)):
+        return arguments(model, batch[0])
+    if len(batch) < required:
         raise _unusable(model, batch)
-    only = _only_entry(named)
-    return model(batch if only is None else only)
+    return tuple(batch[:required]), {}
 
 
-def _feed_one(model: nn.Module, item: Any) -> object:
-    """Call the model on the first item of a tuple, which may be one again: (image, meta)."""
-    if isinstance(item, tuple | list) and len(_required(model)) == 1 and _is_one_with_rest(item):
-        return model(item[0])
-    return feed(model, item)
+def _by_name(
+    model: nn.Module, batch: Any, named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    inputs = {name: value for name, value in named.items() if name not in LABELS}
+    fitting = {name: value for name, value in inputs.items() if name in _names(model)}
+    required = _required(model)
+    if fitting and set(required) <= fitting.keys():
+        return (), fitting
+    if isinstance(batch, tuple) and len(inputs) >= len(required) > 1:  # by position
+        return tuple(inputs.values())[: len(required)], {}
+    if len(required) != 1:
+        raise _unusable(model, batch)
+    found = None if _takes_whole(model, batch, named) else _the_input(model, inputs)
+    return (batch if found is None else found,), {}
 
 
-def _is_one_with_rest(item: tuple[Any, ...] | list[Any]) -> bool:
-    """Whether it is an example with what belongs to it, and no list of examples."""
-    first, *rest = item
-    return isinstance(first, Tensor) and all(
-        not isinstance(each, Tensor) or not each.is_floating_point() for each in rest
+def _the_input(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+    """Find the one entry that is no metadata: floating point first, then of a usual name."""
+    tensors = {
+        name: value
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and name.lower() not in METADATA
+    }
+    floating = {name: value for name, value in tensors.items() if value.is_floating_point()}
+    found = floating or tensors
+    if len(found) > 1:
+        usual = {name: value for name, value in found.items() if name.lower() in INPUTS}
+        found = usual if len(usual) == 1 else found
+    if len(found) > 1:
+        raise TypeError(
+            f"expected a batch with one input for {type(model).__name__}, got several that it may "
+            f"be, {', '.join(found)}; say which with forward=, for example "
+            f"forward=lambda model, batch: model(batch[{next(iter(found))!r}])"
+        )
+    return next(iter(found.values()), None)
+
+
+def _takes_whole(model: nn.Module, batch: Any, named: dict[str, Any]) -> bool:
+    """Whether forward takes a batch apart itself: by its argument's name, or by entries' names."""
+    if _required(model)[0] in ("batch", "sample"):
+        return True
+    by_key = isinstance(batch, Mapping)
+    for module in model.modules():
+        code = getattr(getattr(module, "forward", None), "__code__", None)
+        if code is None:
+            continue
+        read = _texts(code) if by_key else set(code.co_names)
+        own = () if by_key else (Tensor, module)
+        if any(not any(hasattr(each, name) for each in own) for name in read.intersection(named)):
+            return True
+    return False
+
+
+def _texts(code: CodeType) -> set[str]:
+    """Every text that stands in code, functions inside it included."""
+    texts = {each for each in code.co_consts if isinstance(each, str)}
+    inner = (each for each in code.co_consts if isinstance(each, CodeType))
+    return texts.union(*map(_texts, inner))
+
+
+def _together(batch: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether a first item holds all arguments and labels follow: ((image, meta), target)."""
+    first = batch[0]
+    named = fields(first)
+    if named is not None and set(names) <= named.keys():
+        return True
+    if len(batch) != 2 or not isinstance(first, tuple | list) or len(first) != len(names):
+        return False
+    return len({len(each) for each in tensors_in(batch) if each.dim()}) == 1
+
+
+def a_sample_each(batch: Any) -> bool:
+    """Whether a batch is (images, targets): a list of tensors and one of dicts, one a sample."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        return False
+    images, targets = batch[0], batch[1]
+    if not isinstance(images, tuple | list) or not isinstance(targets, tuple | list):
+        return False
+    alike = len(images) == len(targets) > 0
+    return (
+        alike
+        and all(isinstance(image, Tensor) for image in images)
+        and all(isinstance(target, Mapping) for target in targets)
     )
-
-
-def _only_entry(named: Mapping[str, Any]) -> Tensor | None:
-    """Give the one tensor that is neither a label nor something besides; none of several."""
-    left = [
-        value
-        for name, value in named.items()
-        if isinstance(value, Tensor) and name not in (*LABELS, *BESIDES)
-    ]
-    numbers = [value for value in left if value.is_floating_point()]
-    found = numbers or left
-    return found[0] if len(found) == 1 else None
-
-
-def given_to(model: nn.Module, batch: Any) -> set[int]:
-    """Give the ids of the tensors of a batch that `feed` gives to the model."""
-    given: Any = batch
-    if isinstance(batch, tuple | list):
-        given = batch[: max(1, len(_required(model)))]
-    elif (named := _fields(batch)) is not None:
-        known = {name: value for name, value in named.items() if name not in LABELS}
-        fitting = {name: value for name, value in known.items() if name in _names(model)}
-        only = _only_entry(named)
-        given = fitting or ([known] if only is None else [only])
-    return {id(tensor) for tensor in tensors_in(given)}
 
 
 def logits_in(output: object) -> Tensor:
@@ -133,7 +195,12 @@ def logits_in(output: object) -> Tensor:
 
 
 def samples_in(batch: Any) -> int:
-    """Count the samples: the length of the first tensor that has one; one where there is none."""
+    """Count the samples: the length of the first tensor that has one; one where there is none.
+
+    A list with an image a sample, beside one with a dict a sample, has as many as that.
+    """
+    if a_sample_each(batch):
+        return len(batch[0])
     return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim() > 0), 1)
 
 
@@ -142,11 +209,8 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
         return
-    named = _fields(batch)
-    if isinstance(batch, tuple | list):
-        items = list(batch)
-    else:
-        items = [] if named is None else list(named.values())
+    named = fields(batch)
+    items = batch if isinstance(batch, tuple | list) else (named or {}).values()
     for item in items:
         yield from tensors_in(item)
 
@@ -170,28 +234,32 @@ def to_device(batch: Any, device: torch.device | None) -> Any:
         return batch
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
+    if isinstance(batch, PackedSequence):  # whose sizes stay on the CPU
+        return batch.to(device)  # type: ignore[arg-type]  # torch's stub knows dtypes alone
     if isinstance(batch, tuple | list):
         moved = [to_device(item, device) for item in batch]
         return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     if isinstance(batch, Mapping):
         return {name: to_device(value, device) for name, value in batch.items()}
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = _fields(batch) or {}
-        moved_fields = {name: to_device(value, device) for name, value in fields.items()}
+        moved_fields = {n: to_device(value, device) for n, value in (fields(batch) or {}).items()}
         return dataclasses.replace(batch, **moved_fields)
     return batch
 
 
-def _fields(batch: Any) -> dict[str, Any] | None:
+def fields(batch: Any) -> dict[str, Any] | None:
     """What a batch holds by name, if it does."""
     if isinstance(batch, Mapping):
         return {str(name): value for name, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return dict(zip(batch._fields, batch, strict=True))
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     return None
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    model = unwrap(model)
     if isinstance(model, AveragedModel):  # hands all arguments to the model inside
         model = model.module
     try:
@@ -212,7 +280,7 @@ def _names(model: nn.Module) -> set[str]:
 
 def _unusable(model: nn.Module, batch: Any) -> TypeError:
     wanted = ", ".join(_required(model)) or "its input"
-    got = sorted(named) if (named := _fields(batch)) is not None else type(batch).__name__
+    got = sorted(named) if (named := fields(batch)) is not None else type(batch).__name__
     return TypeError(
         f"expected a batch that {type(model).__name__} can be called with ({wanted}), got {got}; "
         "say how with forward=, for example forward=lambda model, batch: model(batch.images)"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from livella.model import adopt
+from livella.model import adopt, given
 from livella.nn.batch import _Core
 from livella.nn.stack import BatchNormRNN
 from livella.nn.switched import Switches
@@ -56,6 +56,7 @@ def freeze(
     Raises:
         ValueError: a name without batch norms, or a layer without running statistics whose
             statistics are to be frozen; the model is then as it was.
+        TypeError: no module, or a scripted one.
 
     Example:
         >>> model = freeze(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
@@ -63,6 +64,7 @@ def freeze(
         >>> _ = unfreeze(model)
 
     """
+    given.check_model(model, "freeze")
     chosen = adopt.named_layers(model, layers)
     without = [name for name, layer in chosen.items() if getattr(layer, "running_var", 0) is None]
     if statistics and without:
@@ -90,6 +92,7 @@ def unfreeze(model: Model, layers: Iterable[str] | None = None) -> Model:
         The model.
 
     """
+    given.check_model(model, "unfreeze")
     for layer in adopt.named_layers(model, layers).values():
         before = _before(layer)
         if before is None:
@@ -117,6 +120,7 @@ def keep_class(layer: nn.Module) -> None:
 
 def is_frozen(layer: nn.Module) -> bool:
     """Whether `freeze` froze the statistics of this layer."""
+    given.check_model(layer, "is_frozen")
     before = _before(layer)
     return before is not None and before.statistics
 

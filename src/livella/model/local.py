@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from livella.model import sites
+from livella.model import given, sites
 from livella.model.freeze import scale_and_shift
 
 
@@ -33,6 +33,7 @@ def local_parameters(model: nn.Module, *, statistics_only: bool = False) -> tupl
         dict_keys(['0.weight', '0.bias'])
 
     """
+    given.check_model(model, "local_parameters")
     local = set(_names(model, statistics_only))
     return tuple(name for name in model.state_dict() if name in local)
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from livella.model import feeding, measurable
+from livella.model import feeding, given, measurable
 from livella.model.estimate import LayerEstimate, PopulationEstimate
 from livella.model.feeding import Forward
 from livella.model.passes import Estimator
@@ -77,9 +77,11 @@ def estimate_population(
         each call; `.apply()` writes it into the model and `.revert()` takes it back.
 
     Raises:
-        ValueError: no batch norm to measure, no batches, fewer than two values a channel, NaN or
-            infinity in a layer's input, or an option out of its range; layers are named.
-        TypeError: a batch of no known form, an iterator where several passes are needed.
+        ValueError: no batch norm to measure, weights on the meta device, no batches, fewer than
+            two values a channel, NaN or infinity in a layer's input, or an option out of its range;
+            layers are named.
+        TypeError: no module, or a scripted one; a batch of no known form, an iterator where
+            several passes are needed.
         RuntimeError: another process failed.
 
     Warns:
@@ -92,6 +94,7 @@ def estimate_population(
         >>> _ = estimate_population(model, loader).apply()
 
     """
+    given.check_model(model, "estimate_population", runs=True)
     _check(batches, method, samples, tolerance)
     model = feeding.unwrap(model)
     layers, left = measurable.choose(model, include_frozen, "estimate_population")
@@ -125,6 +128,7 @@ def update_bn(
     it does nothing. What can be read only once is measured in a single pass. `device` has no use:
     batches are moved to where the model lies.
     """
+    given.check_model(model, "update_bn", runs=True)
     if measurable.sorted_out(feeding.unwrap(model), include_frozen=False)[0]:
         method = "single_pass" if isinstance(loader, Iterator) else "sequential"
         estimate_population(model, loader, method=method).apply()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from livella.model import adopt, sites
+from livella.model import adopt, given, sites
 from livella.model.domains import Statistics, pinned
 from livella.model.freeze import is_frozen, keep_class
 from livella.moments import Moments
@@ -48,6 +48,7 @@ def set_update_policy(model: Model, policy: str, layers: Iterable[str] | None = 
         UserWarning: names batch norms of other classes, which keep updating as they did.
 
     """
+    given.check_model(model, "set_update_policy")
     if policy not in ("torch", "guarded"):
         raise ValueError(f'set_update_policy: expected "torch" or "guarded", got {policy!r}')
     others = {}
@@ -70,6 +71,7 @@ def set_update_policy(model: Model, policy: str, layers: Iterable[str] | None = 
 
 def skipped_updates(model: nn.Module) -> dict[str, int]:
     """Give, for each guarded layer, how many batches with NaN or infinity it kept out."""
+    given.check_model(model, "skipped_updates")
     return {
         name: int(layer.skipped_batches)
         for name, layer in model.named_modules()
@@ -122,6 +124,7 @@ def step(model: nn.Module, scaler: torch.amp.GradScaler | None = None) -> Iterat
         ...     scaler.update()
 
     """
+    given.check_model(model, "step")
     scale = None if scaler is None else scaler.get_scale()
     begun = Step(model)
     try:
@@ -155,6 +158,7 @@ def pooled_updates(model: nn.Module) -> Iterator[None]:
         >>> optimizer.step()
 
     """
+    given.check_model(model, "pooled_updates")
     layers = [m for m in model.modules() if sites.is_batch_norm(m) and not is_frozen(m)]
     seen: dict[_NormBase, Moments] = {}
 

@@ -59,7 +59,8 @@ def statistics_gap(seen: Seen) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-PLAIN = ("class numbers", "one-hot labels", "soft labels", "pixels", "multi-label")
+PLAIN = ("class numbers", "one-hot labels", "soft labels", "pixels", "positions",
+         "binary labels", "multi-label")  # fmt: skip
 """What is counted as right or wrong."""
 
 
@@ -88,7 +89,8 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
 
 def _costs(seen: Seen, layer: Layer) -> str:
     if layer.share is not None and layer.share >= SHOWN:
-        return f"It answers for {100 * layer.share:.0f} % of the gap."
+        error = f" ± {100 * layer.share_error:.0f}" if layer.share_error else ""
+        return f"It answers for {100 * layer.share:.0f}{error} % of the gap."
     if seen.gap is not None and seen.gap.lost >= POINTS[0] and layer.share is None:
         return "What it costs cannot be told from so few data."
     return "It costs nothing that shows on these data."
