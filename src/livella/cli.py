@@ -331,7 +331,7 @@ def repair(
             with loading.failures_told(f"{model} could not be repaired"):
                 done = livella.repair(loaded, batches, changing=changing, **options)
             inspection_text.show_scores(done.before, done.after, Console())
-            print(done)
+            print(done.done)
             if page is not None:
                 files.replace(page, done.to_html())
             if done.worse:

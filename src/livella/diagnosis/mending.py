@@ -35,6 +35,12 @@ class Part(NamedTuple):
     batch: Any
     weights: Tensor
 
+    def counting(self, merit: Tensor) -> Tensor:
+        """What each score counts: alike, where there is not one for each example."""
+        if len(merit) == len(self.weights):
+            return self.weights
+        return torch.full_like(merit, 1 / max(1, len(merit)))
+
 
 class Game:
     """The layers, of which some may be mended, and the examples on which that is tried.
@@ -63,7 +69,8 @@ class Game:
         wanted = min(EXAMPLES[1], max(EXAMPLES[0], self.budget // 2**k))
         part = next(self._drawn(wanted))
         worth = self._all_subsets(part.batch, players)
-        each = part.weights * len(part.weights)
+        each = part.counting(worth[frozenset()])
+        each = each * len(each)
         weights = [1 / (k * math.comb(k - 1, size)) for size in range(k)]
         return {
             player: sum(
@@ -98,14 +105,14 @@ class Game:
                 found.setdefault(player, []).append(value)
             cost = len(part.weights) * (2 * len(order) + 3)
             spent += cost
-            values = {player: torch.tensor(each) for player, each in found.items()}
+            values = {k: torch.tensor(v, dtype=torch.float64) for k, v in found.items()}
             if spent + cost > budget or enough(values):
                 return values
         raise AssertionError("examples and orders are drawn without end")
 
     def _pair(self, part: Part, before: Layers, order: Sequence[Layers]) -> dict[Layers, float]:
         """Walk an order and its opposite, which begins behind all that came after."""
-        batch, weights = part
+        batch = part.batch
         good = output_by(self._data, batch, self._population)
         brought = dict.fromkeys(order, 0.0)
         done = {*before, *chain.from_iterable(order)}
@@ -116,7 +123,7 @@ class Game:
             for player in walked:
                 mended += player
                 now = self.worth(batch, good, mended)
-                brought[player] += 0.5 * float((weights * (now - last)).sum())
+                brought[player] += 0.5 * float((part.counting(now) * (now - last)).sum())
                 last = now
         return brought
 

@@ -98,17 +98,23 @@ class Repair:
             save_file(tensors, place)
         return path
 
-    def __str__(self) -> str:
-        """Say what was done and what it brought, and what stays."""
+    @property
+    def done(self) -> str:
+        """What was done, and what findings are left, a line each."""
         lines = [f"{name}: {', '.join(layers)}" for name, layers in self.applied.items()]
         if not lines:
             lines = ["nothing was changed" if self.left else "nothing to do: no gap was found"]
+        left = [f for f in self.after.findings if f.level is not Level.NOTE]
+        lines += [f"left: {f.layer or 'the model'}: {f.check} ({_advice(f.remedy)})" for f in left]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        """Say what was done, what it brought, and what stays."""
+        lines = [self.done]
         then, now = self.before.seen.gap, self.after.seen.gap
         if then is not None and now is not None and self.applied:
             lines += _brought(then, now)
         lines += [f"a gap stays: {self.left}"] if self.left else []
-        left = [f for f in self.after.findings if f.level is not Level.NOTE]
-        lines += [f"left: {f.layer or 'the model'}: {f.check} ({_advice(f.remedy)})" for f in left]
         return "\n".join(lines)
 
 
