@@ -18,9 +18,11 @@ Layers = tuple[str, ...]
 """One layer, or neighbours that are mended together."""
 Orders = Callable[[], Iterator[tuple[Layers, Sequence[Layers]]]]
 """Draws orders of players without end, each with what is mended before."""
-PASSES, WORK = 2.5, 130
-"""What attribution may cost, in evaluation passes over the data: so many at least, and of a
-network of few layers, whose passes cost little, as many as make so many passes of one layer."""
+PASSES = 2.5
+"""What attribution may cost in a deep network, in evaluation passes over the data."""
+SHALLOW, WORK = 16, 200
+"""Layers up to which a network is none, and a pass costs little: there it may cost as many passes
+as make so many of one layer, over twice the pool where examples are fewer."""
 POOL = 512
 """Examples that are drawn from, at most."""
 EXAMPLES = (32, 512)
@@ -53,9 +55,12 @@ class Game:
     def __init__(self, data: Data, met: Met) -> None:
         self._data, self._judge, self._population = data, met.judge, met.population
         self._pool = list(self._strata(met.mixed))
-        passes = max(PASSES, WORK / max(1, len(met.estimates)))
+        layers, examples = max(1, len(met.estimates)), sum(met.sizes)
+        passes, enough = PASSES, examples
+        if layers <= SHALLOW:
+            passes, enough = WORK / layers, max(examples, 2 * POOL)
         passes -= 0 if met.judge.counted else 0.75  # the gap takes more without labels
-        self.budget = int(passes * sum(met.sizes)) - 3 * min(POOL, sum(met.sizes))
+        self.budget = int(passes * enough) - 3 * min(POOL, examples)
         """Examples that may be tried, each time that one is; those of the pool were, thrice."""
 
     def worth(self, batch: Any, good: Any, mended: Iterable[str]) -> Tensor:
