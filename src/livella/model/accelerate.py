@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from livella.model import adopt, fused, given, sites
+from livella.model import adopt, fused, given, sites, stale
 from livella.model.freeze import keep_class
 from livella.model.fusion import PLAIN
 from livella.model.plans import Plans
@@ -48,7 +48,8 @@ def accelerate(model: Model) -> Model:
 
     Warns:
         UserWarning: names batch norms that are left alone: other classes than torch's three, and
-            layers with a forward, or another method, of their own.
+            layers with a forward, or another method, of their own; and those whose running
+            statistics hold NaN, infinity or a negative variance.
 
     Example:
         >>> model = accelerate(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
@@ -70,6 +71,7 @@ def accelerate(model: Model) -> Model:
         for owner in reversed(list(model.modules())):  # children first, as their classes change
             _fuse(owner, before)
         _name_others(model)
+        _name_broken(model)
     except BaseException:
         for module, kind in reversed(before):
             adopt.change_class(module, kind)
@@ -109,5 +111,16 @@ def _name_others(model: nn.Module) -> None:
         warnings.warn(
             f"accelerate: left alone, having a class or a method of their own: "
             f"{', '.join(others)}; they run as before",
+            stacklevel=3,
+        )
+
+
+def _name_broken(model: nn.Module) -> None:
+    broken = tuple(stale.not_numbers(model))
+    if broken:
+        warnings.warn(
+            f"accelerate: the running statistics of {stale.in_short(broken)} hold NaN, infinity or "
+            "a negative variance, and stay as they are; measure them: "
+            "livella.estimate_population(model, batches).apply()",
             stacklevel=3,
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from livella.model import adopt, feeding, given, kinds, states
+from livella.model import adopt, feeding, given, kinds, stale, states
 from livella.model.calibrate import Calibration, first_of
 from livella.model.conversion import Conversion
 from livella.model.feeding import Forward
@@ -79,7 +79,9 @@ def convert(
     Warns:
         UserWarning: layers left as they are, layers without statistics of the data, parameters
             that an optimizer may hold though the model no longer does, or does not hold yet,
-            statistics laid aside before the model was trained.
+            statistics laid aside before the model was trained, and running statistics that are no
+            numbers or more than one σ from those of the data to calibrate on: what is imitated then
+            is a network that does not do well itself.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -113,6 +115,8 @@ def convert(
     plan = _plan(model, chosen, to, dims, options, trace)
     parameters = dict(model.named_parameters())
     conversion = Conversion(model, to, plan, left, Kept.of(_tensors(plan)))
+    if calibrate is not None and plan:
+        _warn_of_statistics(model, calibrate, forward, progress)
     try:
         with conversion.applied():
             if calibrate is not None and plan:
@@ -182,6 +186,27 @@ def _observed(
 def _tensors(plan: Mapping[str, LayerConversion]) -> Iterator[Tensor]:
     for each in plan.values():
         yield from each.before.tensors()
+
+
+def _warn_of_statistics(
+    model: nn.Module, batches: Iterable[Any], forward: Forward, progress: bool | None
+) -> None:
+    """Tell of running statistics that the fit is going to imitate and that cannot be right."""
+    broken = tuple(stale.not_numbers(model))
+    far = () if broken else stale.far_off(model, batches, forward, progress)
+    if not broken and not far:
+        return
+    what = (
+        "hold NaN, infinity or a negative variance"
+        if broken
+        else "are more than 1 σ from those of the data to calibrate on"
+    )
+    warnings.warn(
+        f"convert: the running statistics of {stale.in_short(broken or far)} {what}, and the "
+        "converted network will imitate what eval() gives by them; put them right first: "
+        "livella.estimate_population(model, batches).apply(), or livella.repair(model, batches)",
+        stacklevel=3,
+    )
 
 
 def _warn(conversion: Conversion, *, calibrated: bool, told: bool) -> None:
