@@ -9,7 +9,7 @@ from torch import nn
 import livella
 from livella.model import given
 
-HOMES = "livella.model."
+HOMES = ("livella.model.", "livella.diagnosis.")
 ELSEWHERE = {"adapt"}
 """Tested where it is."""
 
@@ -35,8 +35,10 @@ ARGUMENTS = {
     "estimate_population": {"batches": [torch.zeros(4, 3)]},
     "add_domains": {"names": ["a"]},
     "domain": {"name": "a"},
+    "inspect": {"batches": [torch.zeros(4, 3)]},
+    "repair": {"batches": [torch.zeros(4, 3)]},
 }
-RUNS = ("accumulate", "convert", "estimate_population", "update_bn")
+RUNS = ("accumulate", "convert", "estimate_population", "inspect", "repair", "update_bn")
 
 
 def call(name: str, model: object) -> None:
@@ -54,7 +56,7 @@ def net() -> nn.Sequential:
 
 def test_all_are_known():
     assert {"accelerate", "freeze", "unfreeze", "step", "local_parameters"} < set(TAKERS)
-    assert len(TAKERS) >= 16
+    assert len(TAKERS) >= 18
 
 
 @pytest.mark.parametrize("name", TAKERS)
