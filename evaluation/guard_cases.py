@@ -79,6 +79,13 @@ class Case:
     def key(self) -> str:
         return "/".join(str(value) for value in dataclasses.astuple(self))
 
+    @classmethod
+    def of(cls, key: str) -> Case:
+        """Read a key."""
+        seed, shift, severity, order, batch, decay = key.split("/")
+        fades = None if decay == "None" else float(decay)
+        return cls(int(seed), shift, float(severity), order, int(batch), fades)
+
 
 @dataclass(frozen=True)
 class Network:

@@ -98,7 +98,7 @@ def adapt(
     model = feeding.unwrap(model)
     layers, left = measurable.choose(model, include_frozen, "adapt")
     settings = Settings(
-        prior, decay, entropy_rate, guard, logits or feeding.logits_in, forward or feeding.feed
+        prior, decay, entropy_rate, guard, logits, forward or feeding.feed
     )
     adaptation = Adaptation(model, layers, left, settings)
     estimator = Estimator(
@@ -116,7 +116,7 @@ def adapt(
     )
     try:
         if decay is None:
-            adaptation.take(estimator.sequential(), batches)
+            adaptation.take(estimator.sequential, batches)
         else:
             _follow(adaptation, batches, progress)
     except BaseException:

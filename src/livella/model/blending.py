@@ -93,14 +93,16 @@ class Blend:
         calls = [_settled(r) for other, r in reading.records.items() if other[0] == name]
         return self.of(name, self._before(faded, name).merge(calls, samples))
 
-    def after(self, faded: Mapping[str, Met], records: Mapping[Site, Record], samples: int) -> None:
-        """Take in a whole pass, and write what follows into the layers."""
+    def after(
+        self, faded: Mapping[str, Met], records: Mapping[Site, Record], samples: int
+    ) -> dict[str, Pair]:
+        """Take in a whole pass; give the statistics that follow, of every layer it reached."""
         met = dict(faded)
         for name in {site[0] for site in records}:
-            calls = [record.moments for site, record in records.items() if site[0] == name]
+            calls = [_settled(record) for site, record in records.items() if site[0] == name]
             met[name] = self._before(faded, name).merge(calls, samples)
-        self.store({name: self.of(name, each) for name, each in met.items()})
         self.met = met
+        return {name: self.of(name, each) for name, each in met.items()}
 
     @torch.no_grad()
     def store(self, statistics: Mapping[str, Pair]) -> None:

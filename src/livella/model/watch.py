@@ -1,21 +1,25 @@
-"""Whether a stream of data may be adapted to: what would make it harm, and how that shows.
+"""Whether a stream may be adapted to, and how far: what its classes explain, and what they do not.
 
-Adaptation takes the data met in use for a fair sample of what a layer will see. Where they are
-not, sorted by class or correlated in time, it removes what tells the classes apart (Gong et al.
-2022, "NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation", section 2). No
-labels are at hand, but three things show without them, in the source model's own pass: batches that
-differ more than independent samples could; predictions of few classes while every layer meets
-what it knows; and, in the adapted one, predictions that collapse.
+Adaptation takes the data met in use for a fair sample of what a layer will see. Where they are not,
+sorted by class or correlated in time, it removes what tells the classes apart (Gong et al. 2022,
+"NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation", section 2). Three things
+show without labels in the pass of the model as it was trained: whether its predictions are of few
+classes; whether batches differ more than independent samples could; and whether the input of the
+first layer is one that a part of the classes explains.
+
+For the last, let Q be the second moment about the mean of training, over its variance: the mean
+over all classes is 1, of whichever class one looks at, since the variance of training holds what
+lies between the classes too: a class whose mean lies far off varies less about it. So Q tells a
+change of the world from a choice of classes, where neither mean nor variance does.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 import math
-import statistics
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,35 +31,49 @@ from livella.moments import Moments
 
 ENOUGH = 32
 """Samples before which nothing is judged."""
-WINDOW = 256
-"""Samples to judge by, the last ones."""
-LOOKS = 8
-"""Batches to judge by at least: of fewer it cannot be told whether they differ by chance."""
-FEW = 0.45
-"""Unevenness of predictions from which they are of few classes: that of 3 or 4 classes in 10."""
-KNOWN = 0.115
-"""Divergence from training, in nats, median over the layers, that a class may make by itself; that
-of more classes in proportion to their unevenness. On Fashion-MNIST, five networks, classes made at
-most 0.099 a unit of unevenness, and corruptions that left few classes at least 0.134."""
+WINDOW = 512
+"""Samples by which an order is judged, the last ones."""
+PATIENCE = 384
+"""Samples without a sign of an order, after which there is taken to be none."""
+FEW, STILL_FEW = 0.1, 0.15
+"""Concentration from which predictions are of few classes: of 10 classes about 5 in use, or about
+4 after that patience; of two one that has two thirds."""
+SPREAD = 0.6
+"""How far log Q of a single class may be from 0; of more, by the root of their concentration. On 18
+networks it was within 0.5."""
 COLLAPSE = 0.5
-"""How much more uneven than the source model's predictions the adapted ones may become."""
+"""How much more concentrated than the source model's predictions the adapted ones may become."""
+
+
+class Way(enum.Enum):
+    """How far to go along."""
+
+    SOURCE = "stay as it was trained"
+    FIRST = "correct the first layers by what no choice of classes explains"
+    WHOLE = "adapt every layer"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far to go along with the data, and why no further."""
+
+    way: Way
+    reason: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What one batch showed.
+    """What some batches showed.
 
     Attributes:
-        samples: how many it has.
-        votes: how often the source model predicts each class, (K,).
-        adapted: the same for the adapted model; none while it is not adapted.
+        samples: how many they have.
+        votes: how often the source model predicts each class, (K,); none where it gives no scores.
         records: what each call of a layer was given, with the source model's statistics.
 
     """
 
     samples: int
-    votes: Tensor
-    adapted: Tensor | None
+    votes: Tensor | None
     records: Mapping[Site, Record]
 
     def merge(self, other: Look) -> Look:
@@ -63,150 +81,202 @@ class Look:
         records = dict(self.records)
         for site, record in other.records.items():
             records[site] = records[site].merge(record) if site in records else record
-        parts = [each.adapted for each in (self, other) if each.adapted is not None]
-        adapted = torch.stack(parts).sum(0) if parts else None
-        return Look(self.samples + other.samples, self.votes + other.votes, adapted, records)
+        votes = self.votes
+        if votes is not None and other.votes is not None:
+            votes = votes + other.votes
+        return Look(self.samples + other.samples, votes, records)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Watch:
     """The last looks at a stream, and what follows from them.
 
     Attributes:
-        source: mean, variance and ε per layer, as the source model has them.
-        looks: those in the window, the last one last.
-        window: samples to judge by; all of them where it is None.
+        source: mean, variance and ε of the layers as they were trained.
+        window: how many samples it looks back; none for all there are.
+        looks: of so many samples together as keep their number small; a whole set is one.
+        samples: how many were seen since the beginning.
+        first: how often the model predicted each class with its first layers corrected; it fades.
+        whole: the same with all layers adapted.
 
     """
 
     source: Mapping[str, tuple[Tensor, Tensor, float]]
-    looks: deque[Look] = field(default_factory=deque)
-    window: int | None = WINDOW
+    window: int | None
+    looks: tuple[Look, ...] = ()
+    samples: int = 0
+    first: Tensor | None = None
+    whole: Tensor | None = None
 
     @classmethod
-    def of(cls, layers: Mapping[str, _NormBase]) -> Watch:
-        """Remember what the layers normalize by now."""
-        return cls({name: _averages(layer) for name, layer in layers.items()})
+    def of(cls, layers: Mapping[str, _NormBase], window: int | None = WINDOW) -> Watch:
+        """Watch these layers, as they are now."""
+        return cls({name: _averages(layer) for name, layer in layers.items()}, window)
 
-    def see(self, look: Look) -> None:
-        """Take in one more, and forget what is older than the window; without one, merge them."""
-        if self.window is None and self.looks:
-            look = self.looks.pop().merge(look)
-        self.looks.append(look)
-        while self._is_over():
-            self.looks.popleft()
+    # What it sees
 
-    def see_adapted(self, votes: Tensor) -> None:
-        """Add the adapted model's votes on the last batch."""
-        last = self.looks[-1]
-        self.looks[-1] = replace(
-            last, adapted=votes if last.adapted is None else last.adapted + votes
-        )
+    def with_look(self, look: Look) -> Watch:
+        """Give the watch that has seen this too."""
+        looks, seen = (*self.looks, look), self.samples + look.samples
+        if len(looks) > 1 and (self.window is None or looks[-2].samples < self.window // 16):
+            looks = (*looks[:-2], looks[-2].merge(look))
+        while self.window is not None and len(looks) > 2 and _samples(looks[1:]) >= self.window:
+            looks = looks[1:]
+        return replace(self, looks=looks, samples=seen)
 
-    def kept(self) -> deque[Look]:
-        """Give the looks as they are now."""
-        return deque(self.looks)
+    def with_adapted(self, votes: Tensor | None, way: Way, samples: int) -> Watch:
+        """Give the watch that has seen what the model predicts once adapted in one of two ways."""
+        if votes is None:
+            return self
+        name = "whole" if way is Way.WHOLE else "first"
+        before: Tensor | None = getattr(self, name)
+        kept = 1.0 if self.window is None else max(0.0, 1 - samples / self.window)
+        return replace(self, **{name: votes if before is None else kept * before + votes})
 
-    def _is_over(self) -> bool:
-        if self.window is None or len(self.looks) <= LOOKS:
-            return False
-        return self.samples - self.looks[0].samples >= self.window
+    # What follows
 
-    @property
-    def samples(self) -> int:
-        return sum(look.samples for look in self.looks)
-
-    @property
-    def may_judge(self) -> bool:
-        return self.samples >= ENOUGH
-
-    def objection(self, *, in_order: bool) -> str | None:
-        """Say why these data are not to be adapted to; none where nothing speaks against it.
+    def verdict(self, *, in_order: bool) -> Verdict:
+        """Say how far to go along.
 
         Args:
             in_order: whether the order of the batches matters, as where moments fade.
 
         """
-        return (self.correlated() if in_order else None) or self.few_classes() or self.collapse()
-
-    def correlated(self) -> str | None:
-        """Whether the batches differ more than independent samples let them."""
-        for site, record in self._records().items():
-            if record.scatter is None:
-                continue
-            excess = record.scatter.excess(record.moments)
-            if excess > 1:
-                return (
-                    f"correlated: batches differ {excess:.2g} times more than chance allows (first "
-                    f"in layer {site[0]!r}), in time or by class; shuffle them, or adapt to a set"
-                )
-        return None
-
-    def few_classes(self) -> str | None:
-        """Whether predictions are of few classes though every layer meets what it knows."""
-        votes = torch.stack([look.votes for look in self.looks]).sum(0)
-        uneven = unevenness(votes)
-        if uneven <= FEW:
-            return None
-        if self.divergence() > KNOWN * uneven:
-            return None
-        share, top = float(votes.max() / votes.sum()), int(votes.argmax())
-        return (
-            f"few classes: {share:.0%} of the predictions are class {top}, though what the layers "
-            f"meet differs little from training ({self.divergence():.2g} nats); these data seem a "
-            "part of what the model knows, not a shift"
-        )
+        if self.samples < ENOUGH:
+            reason = f"{self.samples} samples are too few to judge by, of {ENOUGH}"
+            return Verdict(Way.SOURCE, reason)
+        order = self._order() if in_order else None
+        if order is None and not self._is_of_few():
+            return Verdict(Way.WHOLE)
+        reason = order or self._few()
+        if self._is_explained():
+            told = f"{reason}, and what comes in is as in training, so that nothing calls for it"
+            return Verdict(Way.SOURCE, told)
+        if in_order and order is None and self.samples >= PATIENCE:
+            return Verdict(Way.WHOLE)
+        return Verdict(Way.FIRST, reason)
 
     def collapse(self) -> str | None:
         """Whether the adapted model predicts few classes where the source model does not."""
-        both = [(look.votes, look.adapted) for look in self.looks if look.adapted is not None]
-        if not both:
+        votes = self._seen.votes
+        if votes is None or self.whole is None or float(self.whole.sum()) < ENOUGH:
             return None
-        source, adapted = (torch.stack(votes).sum(0) for votes in zip(*both, strict=True))
-        if int(adapted.sum()) < ENOUGH or unevenness(adapted) - unevenness(source) <= COLLAPSE:
+        if concentration(self.whole) - concentration(votes) <= COLLAPSE:
             return None
-        share = float(adapted.max() / adapted.sum())
-        top = int(adapted.argmax())
-        return f"collapse: {share:.0%} of the predictions are class {top} once adapted"
+        return f"collapse: {_top(self.whole)} once adapted"
 
-    def _records(self) -> dict[Site, Record]:
-        """What each call met in the whole window."""
-        whole = functools.reduce(Look.merge, self.looks)
-        return dict(whole.records)
+    @property
+    def calls(self) -> tuple[Site, ...]:
+        """The calls of layers that were seen, in order."""
+        return tuple(self._seen.records)
 
-    def divergence(self) -> float:
-        """How far what the layers meet is from training: the median over their calls, in nats.
+    @property
+    def concentration(self) -> float:
+        """How few classes the data have, at most: as it was trained or with layers corrected."""
+        votes = (self._seen.votes, self.first)
+        return min((concentration(each) for each in votes if each is not None), default=1.0)
 
-        Of each call the median over the channels of ½(r − 1 − ln r + δ²), the divergence between
-        normal distributions, with r = (σ² + ε)/(σₛ² + ε) and δ² = (μ − μₛ)²/(σₛ² + ε).
+    def _is_of_few(self) -> bool:
+        return self.concentration >= (FEW if self.samples < PATIENCE else STILL_FEW)
+
+    def _few(self) -> str:
+        votes = self._seen.votes
+        return "few classes: " + ("no class scores tell" if votes is None else _top(votes))
+
+    def _order(self) -> str | None:
+        """Whether the batches differ more than independent samples let them."""
+        for site, record in self._seen.records.items():
+            times = excess(record)
+            if times > 1:
+                return (
+                    f"ordered: batches differ {times:.2g} times more than chance allows (first in "
+                    f"layer {site[0]!r}), in time or by class"
+                )
+        return None
+
+    def _is_explained(self) -> bool:
+        """Whether a choice of classes explains what the first layer is given: log Q is near 0."""
+        votes = self._seen.votes
+        few = 1.0 if votes is None else concentration(votes)
+        logarithm, error = self.second_moment()
+        return abs(logarithm) <= SPREAD * math.sqrt(few) + 2 * error
+
+    def second_moment(self) -> tuple[float, float]:
+        """Give log Q of the first layer, mean over its channels, and its standard error at most.
+
+        Q = ((μ − μₛ)² + σ² + ε)/(σₛ² + ε).
         """
-        each = [self._divergence(site, r.moments) for site, r in self._records().items()]
-        return statistics.median(each)
-
-    def _divergence(self, site: Site, moments: Moments) -> float:
+        site, record = next(iter(self._seen.records.items()))
         mean, variance, eps = self.source[site[0]]
-        seen = variance + eps
-        ratio = (moments.variance(unbiased=False) + eps) / seen
-        delta = (moments.mean - mean).square() / seen
-        return float((ratio - 1 - ratio.log() + delta).median()) / 2
+        seen, moments = variance + eps, record.moments
+        apart = (moments.mean - mean).square() + moments.variance(unbiased=False) + eps
+        q = float((apart / seen).mean())
+        scatter = record.scatter
+        if scatter is None or scatter.samples < 2:
+            return math.log(q), math.inf
+        of_samples = (scatter.spread[:, 2, 2] / (scatter.samples - 1)).sqrt() / scatter.mean[:, 0]
+        error = float((of_samples / seen).mean()) / math.sqrt(scatter.samples)
+        return math.log(q), error / q
+
+    @functools.cached_property
+    def _seen(self) -> Look:
+        return functools.reduce(Look.merge, self.looks)
+
+
+def excess(record: Record) -> float:
+    """How many times more the means of batches differ than independent samples let them.
+
+    The ratio of the mean squares between batches and within, mean over the channels; one where it
+    is not above what chance makes of so many batches.
+    """
+    scatter = record.scatter
+    if scatter is None or scatter.batches < 2 or scatter.samples <= scatter.batches:
+        return 1.0
+    shift = record.moments.mean - scatter.centre
+    of_mean = torch.stack([-shift, torch.ones_like(shift), torch.zeros_like(shift)], 1)
+    within, spread = (
+        torch.einsum("ca,cab,cb->c", of_mean, each, of_mean)
+        for each in (scatter.within, scatter.spread)
+    )
+    between = (spread - within) / (scatter.batches - 1)
+    chance = within / (scatter.samples - scatter.batches)
+    varies = chance > 1e-8 * (1 + spread)
+    if not varies.any():
+        return 1.0
+    found = float((between[varies] / chance[varies]).mean())
+    free = scatter.batches - 1
+    return found if found > 1 + 4 * (2 / free) ** 0.5 + 4 / free else 1.0
 
 
 def votes_of(scores: Tensor) -> Tensor:
-    """Count how often each of the K classes of scores (N, K, …) is the likeliest."""
-    return scores.argmax(1).flatten().bincount(minlength=scores.shape[1]).cpu()
+    """Count how often each of the K classes of scores (N, K, …) is that of a sample.
 
-
-def unevenness(votes: Tensor) -> float:
-    """1 − H(votes)/log min(K, n), from 0, as even as n votes for K classes can be, to 1, all alike.
-
-    H is the entropy of their shares.
+    The likeliest; where a sample has scores at many positions, the one at most of them.
     """
-    n = int(votes.sum())
-    most = min(len(votes), n)
-    if most < 2:
-        return 0.0
-    shares = votes[votes > 0].double() / n
-    return 1 - float(-(shares * shares.log()).sum()) / math.log(most)
+    best = scores.argmax(1).flatten(1) if scores.dim() > 2 else scores.argmax(1)[:, None]
+    return best.mode(1).values.bincount(minlength=scores.shape[1]).cpu().double()
+
+
+def concentration(votes: Tensor) -> float:
+    """(Σp² − 1/K)/(1 − 1/K), from 0, all K classes alike, to 1, a single one.
+
+    Σp², the chance that two samples agree, is estimated without bias from what may have faded;
+    below two votes it is 1.
+    """
+    n, classes = float(votes.sum()), len(votes)
+    if n < 2:
+        return 1.0
+    agree = float((votes * (votes - 1).clamp(min=0)).sum()) / (n * (n - 1))
+    return min(1.0, max(0.0, (agree - 1 / classes) / (1 - 1 / classes)))
+
+
+def _top(votes: Tensor) -> str:
+    share = float(votes.max() / votes.sum())
+    return f"{share:.0%} of the predictions are class {int(votes.argmax())}"
+
+
+def _samples(looks: tuple[Look, ...]) -> int:
+    return sum(look.samples for look in looks)
 
 
 def _averages(layer: _NormBase) -> tuple[Tensor, Tensor, float]:
