@@ -7,27 +7,18 @@ under it; the accuracy over the stream, or over the set, is what counts.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import joblib
-import torch
-from torch import Tensor
 
-import livella
-from evaluation import guard_cases
-from evaluation.cache import FOLDER, HERE, digest, text_of
-from evaluation.guard_cases import Case, Network
+from evaluation.guard_cases import Case
+from evaluation.guard_met import Row, rows_of, run
 
 POINTS = 0.02
 """What a guard may cost against the source."""
 KEPT = 0.8
 """The share of a gain that is most of it."""
-Row = dict[str, Any]
 
 
 def main() -> int:
@@ -45,80 +36,11 @@ def main() -> int:
     first = asked.seeds == "odd"
     seeds = range(first, first + 2 * asked.networks, 2)
     parallel = joblib.Parallel(asked.jobs, return_as="generator_unordered", batch_size=1)
-    found = parallel(joblib.delayed(_network)(seed) for seed in seeds)
+    found = parallel(joblib.delayed(rows_of)(seed) for seed in seeds)
     rows = sorted((row for some in found for row in some), key=lambda row: row["seed"])
     print("\n".join(_table(rows)))
     print("\n".join(_line(row) for row in rows if not is_right(row)))
     return 0 if all(_share(rows, score) >= asked.at_least for score in SCORES) else 1
-
-
-def _network(seed: int) -> list[Row]:
-    """All cases of a network; those of an earlier run of the same code are read."""
-    torch.set_num_threads(1)
-    path = FOLDER / "guard" / f"{seed}-{_version()}.json"
-    if not path.exists():
-        rows = [run(case) for case in guard_cases.of(seed)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows), "utf-8")
-    rows = json.loads(path.read_text("utf-8"))
-    print(f"network {seed}", file=sys.stderr)
-    return rows
-
-
-def _version() -> str:
-    here = [HERE / f"{n}.py" for n in ("guard", "guard_cases", "networks", "data", "recipe")]
-    return digest(text_of([*here, *Path(livella.__file__).parent.rglob("model/*.py")]))
-
-
-def run(case: Case) -> Row:
-    """Meet a case in all three ways."""
-    network = guard_cases.network(case.seed)
-    x, y = guard_cases.stream(case, network)
-    row = {**vars(case), "key": case.key, "score": score_of(case, network.classes)}
-    row |= {"family": network.family, "data": network.name, "classes": network.classes}
-    met = _met_as_stream if case.decay is not None else _met_as_set
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        row["source"] = _right(network.model(x), y)
-        row["unguarded"], _ = met(case, network, x, y, guard=False)
-        row["guarded"], row["told"] = met(case, network, x, y, guard=True)
-    return row
-
-
-def _met_as_stream(
-    case: Case, network: Network, x: Tensor, y: Tensor, *, guard: bool
-) -> tuple[float, str]:
-    batches = x.split(case.batch)
-    adaptation = livella.adapt(
-        network.model, batches[:1], decay=case.decay, guard=guard, progress=False
-    ).revert()
-    try:
-        ways, outputs = "", []
-        for batch in batches:
-            outputs.append(adaptation.update(batch))
-            ways += _way(adaptation)
-        return _right(torch.cat(outputs), y), ways
-    finally:
-        adaptation.revert()
-
-
-def _met_as_set(
-    case: Case, network: Network, x: Tensor, y: Tensor, *, guard: bool
-) -> tuple[float, str]:
-    adaptation = livella.adapt(network.model, x.split(case.batch), guard=guard, progress=False)
-    try:
-        return _right(network.model(x), y), _way(adaptation)
-    finally:
-        adaptation.revert()
-
-
-def _way(adaptation: livella.Adaptation) -> str:
-    """A letter: as it was trained, the first layers alone, or all of them."""
-    return "s" if adaptation.declined else "f" if adaptation.restrained else "W"
-
-
-def _right(scores: Tensor, y: Tensor) -> float:
-    return float((scores.argmax(1) == y).double().mean())
 
 
 # Scores
@@ -127,20 +49,11 @@ def _right(scores: Tensor, y: Tensor) -> float:
 SCORES = ("harmless", "kept", "both")
 
 
-def score_of(case: Case, classes: int) -> str:
-    """Which score a case counts for: a pair of classes of two is no order."""
-    if case.shift == "none":
-        return "harmless"
-    fair = case.order == "shuffled" or (case.order == "pairs" and classes == 2)
-    return "kept" if fair else "both"
-
-
 def is_right(row: Row) -> bool:
     """Whether the guard did well: not below the source, or most of a gain kept."""
     if row["score"] == "kept":
-        gain = row["unguarded"] - row["source"]
-        enough = row["source"] + KEPT * max(gain, 0)
-        return row["guarded"] >= min(enough, row["unguarded"] - POINTS * (gain > 0))
+        most = row["source"] + KEPT * (row["unguarded"] - row["source"])
+        return row["guarded"] >= min(most, row["unguarded"] - POINTS)
     return row["guarded"] >= row["source"] - POINTS
 
 

@@ -97,9 +97,7 @@ def adapt(
     _check(batches, prior, decay)
     model = feeding.unwrap(model)
     layers, left = measurable.choose(model, include_frozen, "adapt")
-    settings = Settings(
-        prior, decay, entropy_rate, guard, logits, forward or feeding.feed
-    )
+    settings = Settings(prior, decay, entropy_rate, guard, logits, forward or feeding.feed)
     adaptation = Adaptation(model, layers, left, settings)
     estimator = Estimator(
         model,

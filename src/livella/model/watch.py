@@ -27,7 +27,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from livella.model.levels import Site
 from livella.model.measure import Record
-from livella.moments import Moments
 
 ENOUGH = 32
 """Samples before which nothing is judged."""
@@ -41,6 +40,8 @@ FEW, STILL_FEW = 0.1, 0.15
 SPREAD = 0.6
 """How far log Q of a single class may be from 0; of more, by the root of their concentration. On 18
 networks it was within 0.5."""
+ONE = 0.5
+"""Concentration from which predictions that the correction left are of hardly more than one class."""
 COLLAPSE = 0.5
 """How much more concentrated than the source model's predictions the adapted ones may become."""
 
@@ -145,14 +146,23 @@ class Watch:
         if self.samples < ENOUGH:
             reason = f"{self.samples} samples are too few to judge by, of {ENOUGH}"
             return Verdict(Way.SOURCE, reason)
-        order = self._order() if in_order else None
-        if order is None and not self._is_of_few():
+        order = self._order()
+        if not self._is_of_few() and not (order and in_order):
             return Verdict(Way.WHOLE)
         reason = order or self._few()
         if self._is_explained():
             told = f"{reason}, and what comes in is as in training, so that nothing calls for it"
             return Verdict(Way.SOURCE, told)
-        if in_order and order is None and self.samples >= PATIENCE:
+        return self._where_shifted(reason, order is not None, in_order)
+
+    def _where_shifted(self, reason: str, ordered: bool, in_order: bool) -> Verdict:
+        """Say how far to go along with data that no choice of classes explains."""
+        known = self.first is not None
+        of_one = self.first is not None and concentration(self.first) > ONE
+        if of_one and not in_order:
+            return Verdict(Way.SOURCE, f"{reason}, corrected or not: it cannot be told whether the "
+                           "data are of one class or of another world")  # fmt: skip
+        if self.samples >= PATIENCE and not (ordered or of_one) and (known or in_order):
             return Verdict(Way.WHOLE)
         return Verdict(Way.FIRST, reason)
 
