@@ -1,7 +1,13 @@
-"""`python -m evaluation.guard`: judge the guard of `adapt` on networks and streams drawn by chance.
+"""`python -m evaluation.guard`: judge the guard of `adapt` on networks and streams that are drawn.
 
-Each case is met three ways, by the network as it was trained, adapted without the guard, and adapted
-under it; the accuracy over the stream, or over the set, is what counts.
+Each case is met three ways, by the network as it was trained, adapted without the guard, and
+adapted under it; the accuracy over the stream, or over the set, is what counts.
+
+- harmless: where nothing shifted, at most 2 points below the network as it was trained;
+- kept: where the world shifted and the stream is a fair sample, at least 80 % of what adaptation
+  gains without the guard, or at most 2 points below it;
+- both: where it shifted and the classes come in an order, or only some of them, at most 2 points
+  below the network as it was trained.
 """
 
 from __future__ import annotations

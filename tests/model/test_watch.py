@@ -1,4 +1,6 @@
-"""The guard of an adaptation: what it objects to, and what it lets pass."""
+"""The guard of an adaptation: how far it goes along with a stream, and why no further."""
+
+import math
 
 import pytest
 import torch
@@ -7,116 +9,208 @@ from hypothesis import strategies as st
 from torch import nn
 
 from livella.model.measure import Record
-from livella.model.watch import ENOUGH, WINDOW, Look, Watch, unevenness, votes_of
+from livella.model.watch import (
+    ENOUGH,
+    PATIENCE,
+    WINDOW,
+    Look,
+    Watch,
+    Way,
+    concentration,
+    excess,
+    votes_of,
+)
 from livella.moments import Moments
 
 
-def watch() -> Watch:
-    return Watch.of({"bn": nn.BatchNorm1d(3)})
+def watch(window=WINDOW) -> Watch:
+    return Watch.of({"bn": nn.BatchNorm1d(3)}, window)
 
 
-def look(votes, x=None, adapted=None) -> Look:
+def record(x) -> Record:
+    met = Record(Moments.empty(3), centre=torch.zeros(3, dtype=torch.float64))
+    met.add(x, None)
+    return met.settle()
+
+
+def look(votes, x=None, seed=0) -> Look:
     """A look at a batch with these votes, which the layer saw as x."""
     n = sum(votes)
-    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) if x is None else x
-    record = Record(Moments.empty(3), centre=torch.zeros(3, dtype=torch.float64))
-    record.add(x, None)
-    told = None if adapted is None else torch.tensor(adapted)
-    return Look(n, torch.tensor(votes), told, {("bn", 0): record.settle()})
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)) if x is None else x
+    return Look(n, torch.tensor(votes).double(), {("bn", 0): record(x)})
 
 
-def test_unevenness_by_hand():
-    assert unevenness(torch.tensor([5, 5])) == pytest.approx(0)
-    assert unevenness(torch.tensor([9, 0, 0])) == 1
-    assert unevenness(torch.tensor([8, 8, 0, 0])) == pytest.approx(0.5)
-    assert unevenness(torch.tensor([1] * 4 + [0] * 996)) == pytest.approx(0)  # 4 votes, 4 classes
-    assert unevenness(torch.tensor([0, 0])) == 0
-    assert unevenness(torch.tensor([0, 1])) == 0  # one vote tells nothing
+def after(*looks: Look, window=WINDOW) -> Watch:
+    seen = watch(window)
+    for each in looks:
+        seen = seen.with_look(each)
+    return seen
 
 
-@given(st.lists(st.integers(0, 50), min_size=2, max_size=20))
-def test_unevenness_is_a_share_whatever_the_order(votes):
-    found = unevenness(torch.tensor(votes))
-    assert -1e-9 <= found <= 1 + 1e-9
-    assert unevenness(torch.tensor(votes[::-1])) == pytest.approx(found)
+# Votes
 
 
-def test_votes_count_the_likeliest_classes_of_samples_and_of_pixels():
+def test_concentration_by_hand():
+    assert concentration(torch.tensor([500, 500])) == pytest.approx(0, abs=1e-2)
+    assert concentration(torch.tensor([9, 0, 0])) == 1
+    assert concentration(torch.tensor([4000, 4000, 0, 0])) == pytest.approx(1 / 3, abs=1e-3)
+    assert concentration(torch.tensor([1] * 4 + [0] * 996)) == 0  # no two agree
+    assert concentration(torch.tensor([0, 1])) == 1  # one vote tells nothing
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(20, 40))
+def test_concentration_does_not_depend_on_how_many_votes_there_are(shares, n):
+    """Without bias: the mean over draws of n votes is that of very many."""
+    p = torch.tensor(shares).double() / sum(shares)
+    g = torch.Generator().manual_seed(0)
+    drawn = torch.stack(
+        [torch.multinomial(p, n, True, generator=g).bincount(minlength=len(p)) for _ in range(300)]
+    )
+    agree = [float((v * (v - 1)).sum()) / (n * (n - 1)) for v in drawn]
+    k = len(p)
+    wanted = (float((p * p).sum()) - 1 / k) / (1 - 1 / k)
+    found = (sum(agree) / 300 - 1 / k) / (1 - 1 / k)
+    assert found == pytest.approx(wanted, abs=0.05)
+    one = concentration(drawn[0].double())
+    assert one == pytest.approx(max(0, (agree[0] - 1 / k) / (1 - 1 / k)), abs=1e-9)
+
+
+def test_a_sample_of_many_positions_has_one_vote():
     scores = torch.tensor([[0.0, 1.0], [0.0, 1.0], [2.0, 1.0]])
     assert votes_of(scores).tolist() == [1, 2]
-    assert votes_of(scores[:, :, None, None].expand(3, 2, 4, 5)).tolist() == [20, 40]
+    maps = scores[:, :, None, None].repeat(1, 1, 4, 5)
+    maps[:, 0, 0] = 9  # a row of five positions, of twenty
+    assert votes_of(maps).tolist() == [1, 2]
+
+
+# What is remembered
 
 
 def test_nothing_is_judged_by_few_samples():
-    seen = watch()
-    seen.see(look([ENOUGH - 1, 0, 0]))
-    assert not seen.may_judge
-    seen.see(look([1, 0, 0]))
-    assert seen.may_judge
+    seen = after(look([ENOUGH - 1, 0, 0]))
+    assert "too few" in seen.verdict(in_order=True).reason
+    assert "too few" not in (after(look([ENOUGH, 0, 0])).verdict(in_order=True).reason or "")
 
 
-def test_the_window_holds_the_last_samples_only():
-    seen = watch()
-    for _ in range(3 * WINDOW // 16):
-        seen.see(look([8, 8]))
-    assert WINDOW <= seen.samples < WINDOW + 16
+@pytest.mark.parametrize("size", [1, 16, 100, 2000])
+def test_the_window_holds_the_last_samples_and_few_looks(size):
+    seen = after(*[look([size, 0], seed=k) for k in range(1 + 2000 // size)])
+    held = sum(each.samples for each in seen.looks)
+    assert min(WINDOW, seen.samples) <= held <= max(WINDOW + 2 * size + 64, 2 * size)
+    assert len(seen.looks) <= 18
 
 
-def test_few_classes_of_data_that_it_knows_are_declined():
-    seen = watch()
-    seen.see(look([60, 2, 2, 0]))
-    reason = seen.objection(in_order=True)
-    assert reason is not None
-    assert reason.startswith("few classes: 94% of the predictions are class 0")
+def test_a_whole_set_is_one_look():
+    assert len(after(*[look([8, 8], seed=k) for k in range(50)], window=None).looks) == 1
 
 
-def test_few_classes_of_shifted_data_pass():
-    seen = watch()
-    seen.see(look([60, 2, 2, 0], 1 + torch.randn(64, 3)))
-    assert seen.objection(in_order=True) is None
+# How far it goes along
 
 
-def test_even_predictions_pass():
-    seen = watch()
-    seen.see(look([16, 16, 16, 16]))
-    assert seen.objection(in_order=True) is None
+def way(seen, in_order=True) -> Way:
+    return seen.verdict(in_order=in_order).way
 
 
-def test_batches_that_differ_more_than_chance_allows_are_declined_where_order_matters():
-    seen, g = watch(), torch.Generator().manual_seed(0)
-    for batch in range(8):
-        seen.see(look([8, 8, 8, 8], torch.randn(32, 3, generator=g) + (batch % 2)))
-    reason = seen.objection(in_order=True)
-    assert reason is not None
-    assert reason.startswith("correlated: batches differ")
-    assert seen.objection(in_order=False) is None
+def test_many_classes_in_no_order_pass_whatever_comes_in():
+    for x in (None, 1 + torch.randn(64, 3)):
+        assert way(after(look([16, 16, 16, 16], x))) is Way.WHOLE
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_batches_that_differ_by_chance_pass(seed):
-    seen, g = watch(), torch.Generator().manual_seed(seed)
-    for _ in range(8):
-        seen.see(look([8, 8, 8, 8], torch.randn(32, 3, generator=g)))
-    assert seen.objection(in_order=True) is None
+def test_few_classes_of_data_as_in_training_are_declined():
+    verdict = after(look([60, 2, 2, 0])).verdict(in_order=True)
+    assert verdict.way is Way.SOURCE
+    assert verdict.reason.startswith("few classes: 94% of the predictions are class 0")
 
 
-def test_predictions_that_collapse_are_declined_and_those_that_were_collapsed_pass():
-    seen = watch()
-    seen.see(look([16, 16, 16, 16], adapted=[64, 0, 0, 0]))
-    reason = seen.objection(in_order=True)
-    assert reason is not None
-    assert reason.startswith("collapse: 100% of the predictions are class 0")
-    seen = watch()
-    seen.see(look([64, 0, 0, 0], 1 + torch.randn(64, 3), adapted=[0, 64, 0, 0]))
-    assert seen.objection(in_order=True) is None
+def classes(n, k, g):
+    """Samples of class k of two, whose mixture has mean 0 and variance 1 in every channel."""
+    return (2 * k - 1) * 0.8 + 0.6 * torch.randn(n, 3, generator=g)
 
 
-def test_the_divergence_is_that_of_normal_distributions():
-    p, q = torch.distributions.Normal(2.0, 3.0), torch.distributions.Normal(0.0, 1.0)
+def test_a_class_far_from_the_mean_is_told_from_a_world_that_moved_as_far():
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(4000, 3, generator=g, dtype=torch.float64)
-    x = 2 + 3 * (x - x.mean(0)) / x.std(0, correction=0)
-    seen = watch()
-    seen.see(look([4000, 0], x.float()))
-    wanted = float(torch.distributions.kl_divergence(p, q))
-    assert seen.divergence() == pytest.approx(wanted, rel=1e-3)
+    of_one = classes(256, 1, g)
+    both = torch.cat([classes(128, 0, g), classes(128, 1, g)]) + 1.2
+    assert way(after(look([256, 0], of_one))) is Way.SOURCE
+    assert way(after(look([250, 6], both[torch.randperm(256, generator=g)]))) is not Way.SOURCE
+
+
+def test_few_classes_of_a_world_that_moved_are_gone_along_with_by_halves_and_later_whole():
+    moved = [look([30, 2, 0, 0], 2 + torch.randn(32, 3), seed=k) for k in range(PATIENCE // 32)]
+    verdict = after(*moved[:4]).verdict(in_order=True)
+    assert verdict.way is Way.FIRST
+    assert verdict.reason.startswith("few classes")
+    assert way(after(*moved)) is Way.WHOLE
+    # not where the correction leaves a single class
+    still = after(*moved).with_adapted(torch.tensor([200.0, 2, 0, 0]), Way.FIRST, 32)
+    assert way(still) is Way.FIRST
+    assert way(still, in_order=False) is Way.SOURCE
+
+
+def test_batches_in_an_order_are_declined_or_gone_along_with_by_halves_where_order_matters():
+    g = torch.Generator().manual_seed(0)
+
+    def alternating(offset):
+        return after(*[look([8, 8, 8, 8], offset + classes(32, k % 2, g)) for k in range(8)])
+
+    verdict = alternating(0).verdict(in_order=True)
+    assert verdict.way is Way.SOURCE
+    assert verdict.reason.startswith("ordered: batches differ")
+    assert way(alternating(2)) is Way.FIRST
+    assert way(alternating(0), in_order=False) is Way.WHOLE
+
+
+def test_without_scores_the_layers_alone_decide():
+    def seen(offset, batches):
+        return after(*[
+            Look(32, None, {("bn", 0): record(offset + torch.randn(32, 3))}) for _ in range(batches)
+        ])  # fmt: skip
+
+    assert way(seen(0, 4)) is Way.SOURCE
+    assert way(seen(2, 4)) is Way.FIRST
+    assert way(seen(2, PATIENCE // 32)) is Way.WHOLE
+
+
+@pytest.mark.parametrize("batches", [2, 3, 8, 32])
+def test_batches_that_differ_by_chance_are_in_no_order(batches):
+    g = torch.Generator().manual_seed(batches)
+    for _ in range(50):
+        met = Record(Moments.empty(3), centre=torch.ones(3, dtype=torch.float64))
+        for _ in range(batches):
+            met.add(torch.randn(16, 3, generator=g), None)
+        assert excess(met.settle()) == 1
+
+
+def test_the_excess_is_the_ratio_of_mean_squares():
+    g = torch.Generator().manual_seed(0)
+    parts = [torch.randn(16, 3, generator=g) + 3 * (k % 2) for k in range(6)]
+    met = Record(Moments.empty(3), centre=torch.ones(3, dtype=torch.float64))
+    for part in parts:
+        met.add(part, None)
+    means = torch.stack([part.mean(0) for part in parts]).double()
+    between = 16 * means.var(0)
+    within = torch.stack([part.double().var(0) for part in parts]).mean(0)
+    assert excess(met.settle()) == pytest.approx(float((between / within).mean()), rel=1e-5)
+
+
+def test_predictions_that_collapse_are_told_and_those_that_were_collapsed_pass():
+    alike = torch.tensor([64.0, 0, 0, 0])
+    seen = after(look([16, 16, 16, 16])).with_adapted(alike, Way.WHOLE, 64)
+    assert seen.collapse().startswith("collapse: 100% of the predictions are class 0")
+    assert after(look([64, 0, 0, 0])).with_adapted(alike, Way.WHOLE, 64).collapse() is None
+    assert after(look([16, 16, 16, 16])).collapse() is None
+
+
+def test_the_second_moment_is_about_the_mean_of_training():
+    bn = nn.BatchNorm1d(3)
+    bn.running_mean.fill_(2)
+    bn.running_var.fill_(4)
+    g = torch.Generator().manual_seed(0)
+    x = 5 + torch.randn(400, 3, generator=g)
+    seen = Watch.of({"bn": bn}).with_look(look([200, 200], x))
+    logarithm, error = seen.second_moment()
+    wanted = float(((x.double() - 2).square().mean(0) / 4).mean())
+    assert logarithm == pytest.approx(math.log(wanted), rel=1e-4)
+    halves = [float(((h.double() - 2).square().mean(0) / 4).mean()) for h in x.split(20)]
+    spread = torch.tensor(halves).log().std() / len(halves) ** 0.5
+    assert float(spread) / 3 < error < 6 * float(spread)

@@ -1,4 +1,4 @@
-"""The statistics of a stream of which few classes have come so far: what its classes cannot explain.
+"""The statistics of a stream of which few classes have come: what these classes cannot explain.
 
 The class is the unit of sampling, not the sample: the mean of data of few classes is off by what
 lies between classes, however many samples there are. So the mean of a layer moves by what exceeds

@@ -32,7 +32,7 @@ ENOUGH = 32
 """Samples before which nothing is judged."""
 WINDOW = 512
 """Samples by which an order is judged, the last ones."""
-PATIENCE = 384
+PATIENCE = 256
 """Samples without a sign of an order, after which there is taken to be none."""
 FEW, STILL_FEW = 0.1, 0.15
 """Concentration from which predictions are of few classes: of 10 classes about 5 in use, or about
@@ -41,7 +41,7 @@ SPREAD = 0.6
 """How far log Q of a single class may be from 0; of more, by the root of their concentration. On 18
 networks it was within 0.5."""
 ONE = 0.5
-"""Concentration from which predictions that the correction left are of hardly more than one class."""
+"""Concentration from which there is hardly more than one class, whatever was corrected."""
 COLLAPSE = 0.5
 """How much more concentrated than the source model's predictions the adapted ones may become."""
 
@@ -191,7 +191,9 @@ class Watch:
 
     def _few(self) -> str:
         votes = self._seen.votes
-        return "few classes: " + ("no class scores tell" if votes is None else _top(votes))
+        if votes is None:
+            return "unknown classes: no class scores were found"
+        return f"few classes: {_top(votes)}"
 
     def _order(self) -> str | None:
         """Whether the batches differ more than independent samples let them."""
