@@ -590,7 +590,7 @@ def test_memory_does_not_grow(size):
 
 @pytest.mark.filterwarnings("ignore:adapt")
 def test_a_set_in_any_order_gives_the_same(trained):
-    model, x, y = trained
+    model, x, _ = trained
     found = []
     for seed in range(3):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))

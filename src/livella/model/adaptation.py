@@ -73,6 +73,7 @@ class Adaptation:
         self._blend = Blend(self._layers, self._settings.prior)
         self._caution = Caution(self._layers, self._blend.source, self._settings.prior)
         self._tuner = self._new_tuner()
+        self._way = Way.WHOLE
 
     def _new_tuner(self) -> EntropyTuner | None:
         rate = self._settings.entropy_rate

@@ -129,10 +129,10 @@ class Watch:
         """Give the watch that has seen what the model predicts once adapted in one of two ways."""
         if votes is None:
             return self
-        name = "whole" if way is Way.WHOLE else "first"
-        before: Tensor | None = getattr(self, name)
+        before = self.whole if way is Way.WHOLE else self.first
         kept = 1.0 if self.window is None else max(0.0, 1 - samples / self.window)
-        return replace(self, **{name: votes if before is None else kept * before + votes})
+        votes = votes if before is None else kept * before + votes
+        return replace(self, whole=votes) if way is Way.WHOLE else replace(self, first=votes)
 
     # What follows
 
