@@ -14,6 +14,7 @@ from livella.model.watch import (
     PATIENCE,
     WINDOW,
     Look,
+    Votes,
     Watch,
     Way,
     concentration,
@@ -37,7 +38,7 @@ def look(votes, x=None, seed=0) -> Look:
     """A look at a batch with these votes, which the layer saw as x."""
     n = sum(votes)
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)) if x is None else x
-    return Look(n, torch.tensor(votes).double(), {("bn", 0): record(x)})
+    return Look(n, Votes(torch.tensor(votes).double()), {("bn", 0): record(x)})
 
 
 def after(*looks: Look, window=WINDOW) -> Watch:
@@ -77,10 +78,10 @@ def test_concentration_does_not_depend_on_how_many_votes_there_are(shares, n):
 
 def test_a_sample_of_many_positions_has_one_vote():
     scores = torch.tensor([[0.0, 1.0], [0.0, 1.0], [2.0, 1.0]])
-    assert votes_of(scores).tolist() == [1, 2]
+    assert votes_of(scores).counts.tolist() == [1, 2]
     maps = scores[:, :, None, None].repeat(1, 1, 4, 5)
     maps[:, 0, 0] = 9  # a row of five positions, of twenty
-    assert votes_of(maps).tolist() == [1, 2]
+    assert votes_of(maps).counts.tolist() == [1, 2]
 
 
 # What is remembered
@@ -142,7 +143,7 @@ def test_few_classes_of_a_world_that_moved_are_gone_along_with_by_halves_and_lat
     assert verdict.reason.startswith("few classes")
     assert way(after(*moved)) is Way.WHOLE
     # not where the correction leaves a single class
-    still = after(*moved).with_adapted(torch.tensor([200.0, 2, 0, 0]), Way.FIRST, 32)
+    still = after(*moved).with_adapted(Votes(torch.tensor([200.0, 2, 0, 0])), Way.FIRST, 32)
     assert way(still) is Way.FIRST
     assert way(still, in_order=False) is Way.SOURCE
 
@@ -194,7 +195,7 @@ def test_the_excess_is_the_ratio_of_mean_squares():
 
 
 def test_predictions_that_collapse_are_told_and_those_that_were_collapsed_pass():
-    alike = torch.tensor([64.0, 0, 0, 0])
+    alike = Votes(torch.tensor([64.0, 0, 0, 0]))
     seen = after(look([16, 16, 16, 16])).with_adapted(alike, Way.WHOLE, 64)
     assert seen.collapse().startswith("collapse: 100% of the predictions are class 0")
     assert after(look([64, 0, 0, 0])).with_adapted(alike, Way.WHOLE, 64).collapse() is None
@@ -214,3 +215,20 @@ def test_the_second_moment_is_about_the_mean_of_training():
     halves = [float(((h.double() - 2).square().mean(0) / 4).mean()) for h in x.split(20)]
     spread = torch.tensor(halves).log().std() / len(halves) ** 0.5
     assert float(spread) / 3 < error < 6 * float(spread)
+
+
+def test_where_a_correction_costs_certainty_it_stays_as_it_was():
+    moved = after(*[look([30, 2, 0, 0], 2 + torch.randn(32, 3), seed=k) for k in range(4)])
+    sure, unsure = (Votes(torch.tensor([120.0, 8, 0, 0]), entropy) for entropy in (0.0, 60.0))
+    assert way(moved.with_adapted(sure, Way.FIRST, 32)) is Way.FIRST
+    verdict = moved.with_adapted(unsure, Way.FIRST, 32).verdict(in_order=True)
+    assert verdict.way is Way.SOURCE
+    assert "surer as it was trained" in verdict.reason
+    spread = Votes(torch.tensor([50.0, 50, 20, 8]), 60.0)  # they had fallen on few
+    assert way(moved.with_adapted(spread, Way.FIRST, 32)) is Way.FIRST
+
+
+def test_the_entropy_is_that_of_the_softmax():
+    scores = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    wanted = torch.distributions.Categorical(logits=scores).entropy().sum()
+    assert votes_of(scores).entropy == pytest.approx(float(wanted), rel=1e-5)

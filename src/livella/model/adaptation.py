@@ -22,7 +22,7 @@ from livella.model.kept import Kept
 from livella.model.levels import Site
 from livella.model.measure import Pass, Record, Statistics
 from livella.model.scores import guessed, of_classes
-from livella.model.watch import ENOUGH, Look, Verdict, Watch, Way, concentration, votes_of
+from livella.model.watch import ENOUGH, Look, Verdict, Votes, Watch, Way, votes_of
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Adaptation:
     def _restrain(self) -> None:
         seen = self._watch.first
         self._caution.begin(
-            (site[0] for site in self._watch.calls), 1.0 if seen is None else concentration(seen)
+            (site[0] for site in self._watch.calls), 1.0 if seen is None else seen.concentration
         )
 
     def _tell(self, verdict: Verdict, samples: int) -> None:
@@ -237,8 +237,8 @@ class Adaptation:
             output = tuner.step(self._model, call)
         return tree_map_only(Tensor, Tensor.detach, output)
 
-    def _votes(self, output: Any) -> Tensor | None:
-        """How often each class is predicted; none where no class scores are found, told once."""
+    def _votes(self, output: Any) -> Votes | None:
+        """What is predicted; none where no class scores are found, which is told once."""
         if self._settings.logits is not None:
             return votes_of(of_classes(self._settings.logits(output)))
         if self._without_scores:

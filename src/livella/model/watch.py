@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
+from livella.model.entropy import mean_entropy
 from livella.model.levels import Site
 from livella.model.measure import Record
 
@@ -42,6 +43,8 @@ SPREAD = 0.6
 networks it was within 0.5."""
 ONE = 0.5
 """Concentration from which there is hardly more than one class, whatever was corrected."""
+FALLEN = 0.05
+"""How much more concentrated predictions are where a shift made them fall on few classes."""
 COLLAPSE = 0.5
 """How much more concentrated than the source model's predictions the adapted ones may become."""
 
@@ -63,18 +66,51 @@ class Verdict:
 
 
 @dataclass(frozen=True, eq=False)
+class Votes:
+    """What a model predicts for some samples, which may have faded.
+
+    Attributes:
+        counts: how often each class, (K,).
+        entropy: of the predictions, in nats, summed over the samples.
+
+    """
+
+    counts: Tensor
+    entropy: float = 0.0
+
+    def plus(self, other: Votes | None, kept: float = 1.0) -> Votes:
+        """Give these with others, which count less."""
+        if other is None:
+            return self
+        return Votes(self.counts + kept * other.counts, self.entropy + kept * other.entropy)
+
+    @property
+    def total(self) -> float:
+        return float(self.counts.sum())
+
+    @property
+    def concentration(self) -> float:
+        return concentration(self.counts)
+
+    def __str__(self) -> str:
+        """Name the class that comes most."""
+        share = float(self.counts.max()) / self.total
+        return f"{share:.0%} of the predictions are class {int(self.counts.argmax())}"
+
+
+@dataclass(frozen=True, eq=False)
 class Look:
     """What some batches showed.
 
     Attributes:
         samples: how many they have.
-        votes: how often the source model predicts each class, (K,); none where it gives no scores.
+        votes: what the source model predicts; none where it gives no scores.
         records: what each call of a layer was given, with the source model's statistics.
 
     """
 
     samples: int
-    votes: Tensor | None
+    votes: Votes | None
     records: Mapping[Site, Record]
 
     def merge(self, other: Look) -> Look:
@@ -82,9 +118,7 @@ class Look:
         records = dict(self.records)
         for site, record in other.records.items():
             records[site] = records[site].merge(record) if site in records else record
-        votes = self.votes
-        if votes is not None and other.votes is not None:
-            votes = votes + other.votes
+        votes = None if self.votes is None else self.votes.plus(other.votes)
         return Look(self.samples + other.samples, votes, records)
 
 
@@ -97,7 +131,7 @@ class Watch:
         window: how many samples it looks back; none for all there are.
         looks: of so many samples together as keep their number small; a whole set is one.
         samples: how many were seen since the beginning.
-        first: how often the model predicted each class with its first layers corrected; it fades.
+        first: what the model predicts with its first layers corrected, which fades.
         whole: the same with all layers adapted.
 
     """
@@ -106,8 +140,8 @@ class Watch:
     window: int | None
     looks: tuple[Look, ...] = ()
     samples: int = 0
-    first: Tensor | None = None
-    whole: Tensor | None = None
+    first: Votes | None = None
+    whole: Votes | None = None
 
     @classmethod
     def of(cls, layers: Mapping[str, _NormBase], window: int | None = WINDOW) -> Watch:
@@ -125,13 +159,13 @@ class Watch:
             looks = looks[1:]
         return replace(self, looks=looks, samples=seen)
 
-    def with_adapted(self, votes: Tensor | None, way: Way, samples: int) -> Watch:
+    def with_adapted(self, votes: Votes | None, way: Way, samples: int) -> Watch:
         """Give the watch that has seen what the model predicts once adapted in one of two ways."""
         if votes is None:
             return self
         before = self.whole if way is Way.WHOLE else self.first
         kept = 1.0 if self.window is None else max(0.0, 1 - samples / self.window)
-        votes = votes if before is None else kept * before + votes
+        votes = votes.plus(before, kept)
         return replace(self, whole=votes) if way is Way.WHOLE else replace(self, first=votes)
 
     # What follows
@@ -158,22 +192,32 @@ class Watch:
     def _where_shifted(self, reason: str, ordered: bool, in_order: bool) -> Verdict:
         """Say how far to go along with data that no choice of classes explains."""
         known = self.first is not None
-        of_one = self.first is not None and concentration(self.first) > ONE
+        of_one = self.first is not None and self.first.concentration > ONE
         if of_one and not in_order:
             return Verdict(Way.SOURCE, f"{reason}, corrected or not: it cannot be told whether the "
                            "data are of one class or of another world")  # fmt: skip
         if self.samples >= PATIENCE and not (ordered or of_one) and (known or in_order):
             return Verdict(Way.WHOLE)
+        if self._is_surer_as_it_was():
+            return Verdict(Way.SOURCE, f"{reason}, and its predictions are surer as it was trained")
         return Verdict(Way.FIRST, reason)
+
+    def _is_surer_as_it_was(self) -> bool:
+        """Whether a correction costs certainty, and predictions had not fallen on few classes."""
+        votes, first = self._seen.votes, self.first
+        if votes is None or first is None or first.total < ENOUGH:
+            return False
+        surer = votes.entropy / votes.total < first.entropy / first.total
+        return surer and votes.concentration < first.concentration + FALLEN
 
     def collapse(self) -> str | None:
         """Whether the adapted model predicts few classes where the source model does not."""
         votes = self._seen.votes
-        if votes is None or self.whole is None or float(self.whole.sum()) < ENOUGH:
+        if votes is None or self.whole is None or self.whole.total < ENOUGH:
             return None
-        if concentration(self.whole) - concentration(votes) <= COLLAPSE:
+        if self.whole.concentration - votes.concentration <= COLLAPSE:
             return None
-        return f"collapse: {_top(self.whole)} once adapted"
+        return f"collapse: {self.whole} once adapted"
 
     @property
     def calls(self) -> tuple[Site, ...]:
@@ -184,7 +228,7 @@ class Watch:
     def concentration(self) -> float:
         """How few classes the data have, at most: as it was trained or with layers corrected."""
         votes = (self._seen.votes, self.first)
-        return min((concentration(each) for each in votes if each is not None), default=1.0)
+        return min((each.concentration for each in votes if each is not None), default=1.0)
 
     def _is_of_few(self) -> bool:
         return self.concentration >= (FEW if self.samples < PATIENCE else STILL_FEW)
@@ -193,7 +237,7 @@ class Watch:
         votes = self._seen.votes
         if votes is None:
             return "unknown classes: no class scores were found"
-        return f"few classes: {_top(votes)}"
+        return f"few classes: {votes}"
 
     def _order(self) -> str | None:
         """Whether the batches differ more than independent samples let them."""
@@ -209,7 +253,7 @@ class Watch:
     def _is_explained(self) -> bool:
         """Whether a choice of classes explains what the first layer is given: log Q is near 0."""
         votes = self._seen.votes
-        few = 1.0 if votes is None else concentration(votes)
+        few = 1.0 if votes is None else votes.concentration
         logarithm, error = self.second_moment()
         return abs(logarithm) <= SPREAD * math.sqrt(few) + 2 * error
 
@@ -260,13 +304,14 @@ def excess(record: Record) -> float:
     return found if found > 1 + 4 * (2 / free) ** 0.5 + 4 / free else 1.0
 
 
-def votes_of(scores: Tensor) -> Tensor:
-    """Count how often each of the K classes of scores (N, K, …) is that of a sample.
+def votes_of(scores: Tensor) -> Votes:
+    """Take what scores of K classes, (N, K, …), predict for each sample.
 
     The likeliest; where a sample has scores at many positions, the one at most of them.
     """
     best = scores.argmax(1).flatten(1) if scores.dim() > 2 else scores.argmax(1)[:, None]
-    return best.mode(1).values.bincount(minlength=scores.shape[1]).cpu().double()
+    counts = best.mode(1).values.bincount(minlength=scores.shape[1])
+    return Votes(counts.cpu().double(), float(mean_entropy(scores)) * len(scores))
 
 
 def concentration(votes: Tensor) -> float:
@@ -280,11 +325,6 @@ def concentration(votes: Tensor) -> float:
         return 1.0
     agree = float((votes * (votes - 1).clamp(min=0)).sum()) / (n * (n - 1))
     return min(1.0, max(0.0, (agree - 1 / classes) / (1 - 1 / classes)))
-
-
-def _top(votes: Tensor) -> str:
-    share = float(votes.max() / votes.sum())
-    return f"{share:.0%} of the predictions are class {int(votes.argmax())}"
 
 
 def _samples(looks: tuple[Look, ...]) -> int:
