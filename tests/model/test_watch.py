@@ -136,6 +136,14 @@ def test_a_class_far_from_the_mean_is_told_from_a_world_that_moved_as_far():
     assert way(after(look([250, 6], both[torch.randperm(256, generator=g)]))) is not Way.SOURCE
 
 
+def test_a_class_may_vary_more_than_all_of_them_and_no_more_than_that():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 3, generator=g)
+    assert way(after(look([256, 0], 1.2 * x))) is Way.SOURCE
+    assert way(after(look([256, 0], 1.6 * x))) is not Way.SOURCE
+    assert way(after(look([256, 0], x / 1.6))) is not Way.SOURCE
+
+
 def test_few_classes_of_a_world_that_moved_are_gone_along_with_by_halves_and_later_whole():
     moved = [look([30, 2, 0, 0], 2 + torch.randn(32, 3), seed=k) for k in range(PATIENCE // 32)]
     verdict = after(*moved[:4]).verdict(in_order=True)

@@ -43,25 +43,24 @@ def adapt(
       so that n → n_batch/(1 − decay). Go on with `.update(batch)`, which gives the outputs.
 
     Adaptation harms where the data are no fair sample of a shifted world: sorted by class, or
-    correlated in time. So nothing calls this by default, and the guard watches the model as it was
-    trained, its predictions and what it is given. Where the predictions are of many classes and the
-    batches differ no more than chance lets them, all layers are adapted. Where they are of few, or
-    the batches come in an order (which matters where there is a decay),
+    correlated in time. So nothing calls this by default, and the guard watches what the model as
+    it was trained is given, and what it predicts.
 
-    - and the second moment of the first layer's input, about the mean of training, is what it was
-      in training within what single classes differ by, it declines: the model is as it was trained;
-    - else the first half of the layers alone is corrected, by what exceeds the spread between
-      classes, as measured on the last 512 samples; `.restrained` tells. After 256 samples without
-      an order it takes them for fair, unless the correction leaves predictions of a single class.
+    - Of many classes, in batches that differ no more than chance lets them: it adapts all layers.
+    - Of few classes, or in an order (which matters in a stream), and the second moment of the first
+      layer's input about the mean of training is as in training, within what classes differ by: it
+      declines. The model is as it was trained. So it is where a correction makes predictions less
+      sure, and where a set seems of a single class whatever is corrected.
+    - Else it corrects the first half of the layers alone, by what exceeds the spread between
+      classes over the last 512 samples, and `.restrained` says so; the whole of them after 256
+      samples in no order, unless a single class is left.
 
-    Before 32 samples it does not adapt at all. It costs one forward pass more a batch, for a set
-    two to four more over it. On networks it was not made on (nine families, digits, clothes,
-    tables, vowels; of 2 to 10 classes): FIGURES. It cannot tell a
-    choice of classes from another world where the first layer's input differs from class to class
-    as much as from world to world, as in a shallow network with two classes; where an input is
-    inverted no statistics help, and it may cost. Where no class scores are found the guard goes by
-    the layers alone, and is slower to adapt all of them. Classes that were uneven in training look
-    like few ones: leave the guard out.
+    Before 32 samples it does not adapt. It costs one forward pass more a batch; of a set one to
+    three more over it, and where few classes are found a second measurement. FIGURES
+    It cannot tell a choice of classes from another world where the one moves the first layer's
+    input as the other would; where an input is inverted no statistics help, and it may cost. Where
+    no class scores are found it goes by the layers alone, and adapts less. Classes that were uneven
+    in training look like few: leave the guard out.
 
     The model's running averages are changed, and γ and β where they are tuned; `.revert()` puts
     back every bit. Torch's batch norms and Livella's, frozen ones left out. Each process adapts by
