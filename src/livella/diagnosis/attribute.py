@@ -99,7 +99,7 @@ def _within(group: Layers, share: Share, inside: Mapping[Layers, Share]) -> dict
     found: dict[Layers, Share] = {}
     for name in group:
         part = inside.get((name,), even)
-        error = math.hypot(share.error * part.of_gap, part.error * share.of_gap)
+        error = min(1.0, math.hypot(share.error * part.of_gap, part.error * share.of_gap))
         found[(name,)] = Share(share.of_gap * part.of_gap, error)
     return found
 

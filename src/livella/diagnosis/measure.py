@@ -182,11 +182,15 @@ def of_mixture(
     """Measure the population on mixed batches, each a fair sample; and what its two halves give.
 
     First each layer normalizes by the batch, so that every layer has those before it normalized as
-    they should be; then by what that found, which is inference but for what is second to it.
+    they should be; then by what that found, which is inference but for what is second to it. One
+    batch alone is the whole of the data: normalizing by it is exact.
     """
     with data.bar(2 * len(mixed)) as bar:
         bar.begin("the population")
         firsts = [_by_the_batch(data, layers, half) for half in halves(mixed)]
+        of_halves = [means_of(estimates_of(layers, first)) for first in firsts]
+        if len(mixed) == 1:
+            return estimates_of(layers, _by_the_batch(data, layers, mixed)), of_halves
         merged = dict(firsts[0])
         for site, record in firsts[1].items():
             merged[site] = merged[site].merge(record) if site in merged else record
@@ -194,7 +198,6 @@ def of_mixture(
             for batch in mixed:
                 data.output(second, batch)
                 bar.advance()
-    of_halves = [means_of(estimates_of(layers, first)) for first in firsts]
     return estimates_of(layers, second.records), of_halves
 
 
@@ -288,7 +291,8 @@ def gap(data: Data, met: Met) -> Gap | None:
     found = scores.gap(met.own)
     if found.counted or found.lost <= found.error:
         return found
-    return dataclasses.replace(found, error=found.error + _chance(data, met))
+    # Halves are from each other twice as far as the whole is from the truth: √(1/½ + 1/½) = 2.
+    return dataclasses.replace(found, error=found.error + 0.5 * _chance(data, met))
 
 
 def _by_itself(data: Data, layers: Mapping[str, _NormBase], batch: Any) -> Any:

@@ -159,7 +159,8 @@ class Gap:
         score: the mean over the examples of a score in [0, 1]: the share right where there are
             labels, else how far outputs agree with those by the data's statistics.
         lost: what the running statistics lose of the score against those of the data.
-        error: half the width of the 95 % interval of `lost`, example by example.
+        error: half the width of the 95 % interval of `lost`, example by example; without labels
+            with what statistics of so few data leave to chance.
         beyond: what the data's statistics lose against each batch's own.
         examples: how many were scored.
         counted: what the score is of: "class numbers", "pixels", …; empty without labels.

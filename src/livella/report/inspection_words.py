@@ -15,6 +15,10 @@ COLUMNS = ("layer", "kind", "channels", "mean off by", "variance ×", "share", "
            "noise")  # fmt: skip
 
 
+OPEN = 0.02
+"""Of the score: from here on a loss would matter."""
+
+
 @dataclass(frozen=True)
 class Bar:
     """A score to draw.
@@ -54,8 +58,15 @@ def _how(record: Record) -> str:
         return "In use, with reservations" if measured else "No error in what is stored"
     beside = any(each.level is not Level.NOTE for each in record.ignored)
     if measured:
-        return "Nothing wrong beside what is ignored" if beside else "Healthy"
+        if beside:
+            return "Nothing wrong beside what is ignored"
+        return "Nothing surely wrong" if _is_open(record.seen.gap) else "Healthy"
     return f"Nothing wrong in what is stored{' beside what is ignored' if beside else ''}"
+
+
+def _is_open(gap: Gap | None) -> bool:
+    """Whether much may be lost that so few data cannot tell from chance."""
+    return gap is not None and OPEN < gap.lost <= gap.error
 
 
 def first_title(record: Record) -> str:
