@@ -71,7 +71,9 @@ def of_layer(seen: Seen, layer: Layer) -> Level:
     if not labelled and distance(layer) <= SHIFT:  # data may not be those of training
         named = blamed(seen)
         others = (each for each in seen.layers if each.name in named)
-        return Level.NOTE if any(distance(each) > SHIFT for each in others) else of_model(seen)
+        surely = (layer.share or 0.0) > (layer.share_error or 0.0)
+        if not surely or any(distance(each) > SHIFT for each in others):
+            return Level.NOTE
     return of_model(seen)
 
 
