@@ -62,6 +62,7 @@ SEEDS ?= odd
 PAIRS ?= 300
 evaluate: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m evaluation --seeds $(SEEDS) --pairs $(PAIRS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m evaluation.guard --seeds $(SEEDS)
 
 clean:
 	rm -rf build $(VENV)

@@ -435,18 +435,6 @@ def test_without_class_scores_the_way_to_them_is_told_once_and_it_adapts(output,
     assert adaptation.changes["1"].offset > 0.1
 
 
-def test_what_is_no_model_is_told_in_a_line():
-    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, got list"):
-        adapt([images()], small())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        scripted = torch.jit.script(small(0))
-    with pytest.raises(TypeError, match="scripted"):
-        adapt(scripted, [images(8, 0)])
-    with pytest.raises(ValueError, match=r"'0.weight' lies on the meta device"):
-        adapt(small().to("meta"), [images()])
-
-
 @pytest.mark.parametrize("options", [{"prior": -1}, {"decay": 1.5}, {"decay": -0.1}])
 def test_options_out_of_range(options):
     with pytest.raises(ValueError, match=f"expected a {next(iter(options))}"):

@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from livella.model import feeding, measurable
+from livella.model import feeding, given, measurable
 from livella.model.adaptation import Adaptation, Settings
 from livella.model.feeding import Forward
 from livella.model.passes import Estimator
@@ -115,7 +114,7 @@ def adapt(
 
     """
     _check(batches, prior, decay)
-    _check_model(model)
+    given.check_model(model, "adapt", runs=True)
     model = feeding.unwrap(model)
     layers, left = measurable.choose(model, include_frozen, "adapt")
     settings = Settings(prior, decay, entropy_rate, guard, logits, forward or feeding.feed)
@@ -167,26 +166,6 @@ def _check(batches: Iterable[Any], prior: float, decay: float | None) -> None:
         raise TypeError(
             "adapt: got an iterator, which can be read once, where a set as a whole is read for "
             "each level of layers; pass a loader or a list, or say decay=0.9 to follow a stream"
-        )
-
-
-def _check_model(model: nn.Module) -> None:
-    """Say what cannot be adapted at all."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"adapt: expected a torch.nn.Module, got {type(model).__name__}; pass the model first, "
-            "then the batches"
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            "adapt: got a scripted model, whose layers cannot be watched; adapt the module that it "
-            "was made of, and script that"
-        )
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    if empty := next((name for name, tensor in tensors if tensor.is_meta), None):
-        raise ValueError(
-            f"adapt: {empty!r} lies on the meta device, without values; call "
-            "model.to_empty(device='cpu') and load a state_dict first"
         )
 
 

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from evaluation import guard_cases
 from evaluation.guard import is_right
 from evaluation.guard_cases import ORDERS, Case
 from evaluation.guard_met import run, score_of
+
+from evaluation import guard_cases
 
 CNN, MLP = 8, 12
 
