@@ -117,6 +117,8 @@ SMALL = Finding(
 )  # fmt: skip
 BIAS = Finding("redundant_bias", Level.NOTE, "1.bn", "1.conv (Conv2d) before it adds a bias, which "
                "it takes away again.", "no_bias")  # fmt: skip
+SHIFTED = Finding("deployment_shift", Level.ERROR, "0.bn", "Deployment data are not as in training "
+                  "from here on: means 2 σ away.", "adapt", None, {"offset": 2.0})  # fmt: skip
 HEALTHY = record([layer(f"{k}.bn") for k in range(4)])
 SICK = record(
     [layer("0.bn", off=FAR, share=0.55, share_error=0.04, momentum=0.001),

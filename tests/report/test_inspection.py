@@ -14,6 +14,7 @@ from livella.diagnosis.checks import CHECKS, findings_of
 from livella.diagnosis.records import Finding, Gap, Level, Record, Trio
 from livella.report import cards, files, inspection_html, inspection_text, inspection_words, sarif
 from tests.report.inspections import (
+    BIAS,
     CAUSED,
     COMMAND,
     DEEP,
@@ -22,6 +23,7 @@ from tests.report.inspections import (
     HOSTILE,
     IGNORING,
     MARKUP,
+    SHIFTED,
     SICK,
     SMALL,
     STORED,
@@ -79,8 +81,14 @@ HEADLINES = {
                  "of the data: 3 errors. 2 findings are ignored."),
     "wrong in what is stored": (record([layer("bn")], [stale("bn", 1.0)], None), "Wrong in what is "
                                 "stored: 1 error; how the network does was not measured."),
-    "no labels": (of_gap(SICK, UNLABELLED), "Wrong in use: by its running statistics 61.0 % "
-                  "agreement with the outputs by those of the data: 3 errors, 1 warning, 2 notes."),
+    "no labels": (of_gap(SICK, UNLABELLED), "Wrong in use: its outputs agree to 61.0 % with "
+                  "those by the statistics of the data: 3 errors, 1 warning, 2 notes."),
+    "deployment": (record([layer("bn")], [SHIFTED, BIAS]), "Wrong on the data of deployment, not on "
+                   "those of training: 99.7 % right by its running statistics, 99.7 % by those of "
+                   "the data: 1 error, 1 note."),
+    "deployment too": (dataclasses.replace(SICK, findings=(*SICK.findings[:1], SHIFTED)), "Wrong in "
+                       "use: 30.4 % right by its running statistics, 99.7 % by those of the data: "
+                       "2 errors."),
     "numbers": (of_gap(HEALTHY, Gap(Trio(0.31, 0.96, 0.9), 0.65, 0.1, 0, 64, "numbers")),
                 "Healthy: score 0.310 by its running statistics, 0.960 by those of the data: "
                 "nothing was found."),
@@ -115,7 +123,7 @@ def test_the_terminal_draws_each_score_as_long_as_it_is():
     names = list(drawn)
     assert names == ["running statistics, eval()", "statistics of the data",
                      "of each batch, train()"]  # fmt: skip
-    assert [drawn[name] for name in names] == [round(24 * s) for s in (0.304, 0.997, 0.971)]
+    assert [drawn[name] for name in names] == [int(24 * s) for s in (0.304, 0.997, 0.971)]
     assert "loss 2.08" in next(line for line in lines if "running statistics, eval()" in line)
 
 
@@ -241,7 +249,11 @@ def test_sarif_has_what_code_hosts_ask_for(name):
         assert rules[result["ruleIndex"]]["id"] == result["ruleId"] == finding.check
         assert result["level"] == finding.level.value
         assert result["message"]["text"].startswith(finding.layer or "The model")
-        assert result["properties"].get("because", "") == finding.because
+        properties = result["properties"]
+        assert properties.get("because", "") == finding.because
+        assert (properties["share"], properties.get("numbers", {})) == (
+            finding.share, finding.numbers,
+        )  # fmt: skip
         (place,) = result["locations"]
         logical = place["logicalLocations"][0]["fullyQualifiedName"]
         assert logical == finding.layer or found.seen.model

@@ -71,7 +71,7 @@ def _scores(record: Record, after: Record | None = None) -> Iterator[RenderableT
         return
     grid = Grid.grid(padding=(0, 2, 0, 0))
     for bar in inspection_words.bars(gap, None if after is None else after.seen.gap):
-        full = round(_BAR * bar.value)
+        full = int(_BAR * bar.value)  # what is not all of it never looks like it
         drawn = Text("█" * full, _OF_BARS[bar.kind]) + Text("░" * (_BAR - full), "dim")
         grid.add_row(safe(bar.name), drawn, safe(bar.said, "bold"), safe(bar.loss, "dim"))
     yield Padding(Group(safe(inspection_words.caption(gap), "dim"), grid), (1, 0))

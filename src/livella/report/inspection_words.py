@@ -52,6 +52,8 @@ def headline(record: Record) -> str:
 
 def _how(record: Record) -> str:
     measured = record.seen.gap is not None
+    if record.worst is Level.ERROR and _is_of_deployment(record):
+        return "Wrong on the data of deployment, not on those of training"
     if record.worst is Level.ERROR:
         return "Wrong in use" if measured else "Wrong in what is stored"
     if record.worst is Level.WARNING:
@@ -67,6 +69,12 @@ def _how(record: Record) -> str:
 def _is_open(gap: Gap | None) -> bool:
     """Whether much may be lost that so few data cannot tell from chance."""
     return gap is not None and OPEN < gap.lost <= gap.error
+
+
+def _is_of_deployment(record: Record) -> bool:
+    """Whether what is wrong shows on the data of deployment alone, which no score is of."""
+    errors = {each.check for each in record.findings if each.level is Level.ERROR}
+    return errors == {"deployment_shift"}
 
 
 def first_title(record: Record) -> str:
@@ -85,10 +93,10 @@ def _counts(record: Record) -> str:
 
 def _in_short(gap: Gap) -> str:
     if not gap.counted:
-        return (
-            f"by its running statistics {scored(gap, gap.score.running)} with the outputs by "
-            "those of the data"
-        )
+        if not math.isfinite(gap.score.running):
+            return "its outputs by its running statistics are no numbers"
+        agree = percent(gap.score.running)
+        return f"its outputs agree to {agree} with those by the statistics of the data"
     running = scored(gap, gap.score.running)
     population = scored(gap, gap.score.population).removesuffix(" right").removeprefix("score ")
     return f"{running} by its running statistics, {population} by those of the data"

@@ -56,6 +56,8 @@ def _result(record: Record, finding: Finding, rules: list[str], file: str) -> di
             "region": {"startLine": 1},
         }
     because = {"because": finding.because} if finding.because else {}
+    # a check may call a figure of its own "share"
+    numbers = {"numbers": dict(finding.numbers)} if finding.numbers else {}
     return {
         "ruleId": finding.check,
         "ruleIndex": rules.index(finding.check),
@@ -63,5 +65,5 @@ def _result(record: Record, finding: Finding, rules: list[str], file: str) -> di
         "message": {"text": " ".join([f"{finding.layer or 'The model'}: {finding.message}",
                                       *([] if advice is None else [advice.text])])},
         "locations": [place],
-        "properties": {"share": finding.share, **because, **finding.numbers},
+        "properties": {"share": finding.share, **because, **numbers},
     }  # fmt: skip
