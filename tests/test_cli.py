@@ -191,6 +191,7 @@ words = [*words, ["inspect", "json:loads", "--weights", "none.pt"]]
 words = [*words, ["inspect", "json:loads", "--out", "none/here.html"]]
 words = [*words, ["inspect", "json:loads", "--ignore", "nothing"]]
 words = [*words, ["inspect", "json:loads", "--loss", "nowhere"]]
+words = [*words, ["inspect", "json:loads", "--target", "none.py:labels"]]
 repair = ["repair", "json:loads", "--data", "json:loads", "--out"]
 words = [*words, [*repair, "none/w.pt"], [*repair, "w.pt", "--page", "none/page.html"]]
 for sys.argv[1:] in words:
@@ -198,7 +199,7 @@ for sys.argv[1:] in words:
         main()
     except SystemExit as end:
         codes.append(end.code)
-assert codes == [0] * 3 + [2] * 13, codes
+assert codes == [0] * 3 + [2] * 14, codes
 heavy = {"torch", "numpy", "scipy", "sklearn", "joblib", "plotly", "pandas"} & {*sys.modules}
 assert not heavy, heavy
 """
@@ -377,7 +378,8 @@ def test_repair_writes_weights_that_inspect_then_finds_healthy(mine):
 
 
 OUTCOMES = {
-    "repaired": ({}, 0, True, ""),
+    "repaired": ({"applied": {"measure_statistics": ("0.bn",)}}, 0, True, ""),
+    "nothing to do": ({}, 0, True, ""),
     "a gap stays": ({"left": "few data"}, 1, True, "livella: a gap stays: few data"),
     "worse": ({"worse": "score 9 % → 8 %", "left": "few data"}, 1, False,
               "livella: refused to write what got worse: score 9 % → 8 %"),
@@ -388,13 +390,17 @@ OUTCOMES = {
 def test_the_exit_code_of_a_repair_says_what_came_of_it(
     mine, monkeypatch, said, code, written, line
 ):
-    done = SimpleNamespace(before=SICK, after=HEALTHY, worse="", left="")
+    done = SimpleNamespace(
+        before=SICK, after=HEALTHY, worse="", left="", applied={}, done="nothing to do"
+    )
     done.__dict__.update(said, write=lambda path: path.write_text("weights") and path)
     monkeypatch.setattr(livella, "repair", lambda *_args, **_options: done)
     result = invoke("repair", "mine.py:net", "--data", "mine.py:batches", "--out", "w.safetensors")
     assert result.exit_code == code, result.stderr
     assert (mine / "w.safetensors").exists() is written
     assert result.stderr.splitlines() == ([line] if line else [])
+    assert "running statistics, eval()" in result.stdout
+    assert ("repaired, eval()" in result.stdout) is ("applied" in said)
 
 
 BAD_MODELS = {
@@ -408,6 +414,7 @@ BAD_MODELS = {
     "no loader": (["mine.py:net", "--data", "mine.py:fails"], "read once"),
     "no folder": (["mine.py:net", "--out", "none/page.html"], "no folder 'none' to write"),
     "a folder": (["mine.py:net", "--out", "."], "'.' is a folder: expected a file to write"),
+    "no function of labels": (["mine.py:net", "--target", "none.py:labels"], "no file 'none.py'"),
     "no check": (["mine.py:net", "--ignore", "smal_batch"], "such as small_batch"),
 }  # fmt: skip
 

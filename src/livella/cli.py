@@ -330,7 +330,8 @@ def repair(
             assert batches is not None, "data is no option"
             with loading.failures_told(f"{model} could not be repaired"):
                 done = livella.repair(loaded, batches, changing=changing, **options)
-            inspection_text.show_scores(done.before, done.after, Console())
+            after = done.after if done.applied else None
+            inspection_text.show_scores(done.before, after, Console())
             print(done.done)
             if page is not None:
                 files.replace(page, done.to_html())

@@ -44,6 +44,11 @@ def test_an_unknown_check_is_told_with_the_nearest():
         sort_out(FOUND, ["xyzzy"])
 
 
+def test_a_text_in_place_of_a_list_is_told_as_such():
+    with pytest.raises(TypeError, match=r"got the text 'momentum', expected .* \['momentum'\]"):
+        sort_out(FOUND, "momentum")
+
+
 def test_the_nearest_table_upwards_counts(tmp_path):
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
@@ -59,6 +64,8 @@ BAD = {
     "no TOML": ("[tool.livella\n", "cannot be read as TOML"),
     "no list": ('[tool.livella]\nignore = "momentum"\n', "expected a list such as"),
     "a list of numbers": ("[tool.livella]\nignore = [1]\n", "expected a list such as"),
+    "no table": ("tool.livella = 3\n", "is 3: expected a table"),
+    "no check": ('[tool.livella]\nignore = ["smal_batch"]\n', "such as small_batch"),
     "another name": ("[tool.livella]\nignored = []\n", "has ignored: it may have ignore alone"),
 }
 

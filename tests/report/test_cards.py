@@ -48,8 +48,14 @@ def test_a_cause_holds_what_comes_of_it():
 
 def test_what_comes_of_something_ignored_stands_by_itself():
     kept = tuple(f for f in CAUSED.findings if f.check != "momentum")
-    many = cards.of(dataclasses.replace(CAUSED, findings=kept))
+    ignored = tuple(f for f in CAUSED.findings if f.check == "momentum")
+    many = cards.of(dataclasses.replace(CAUSED, findings=kept, ignored=ignored))
     assert {card.first.check for card in many} == {"stale_statistics", "statistics_gap"}
+    said = {card.first.check: card.accepted for card in many}
+    assert said["stale_statistics"] == (
+        "It comes of what is ignored: momentum@0.bn, momentum@1.bn."
+    )
+    assert {card.accepted for card in cards.of(CAUSED)} == {""}
 
 
 def test_many_layers_are_one_card_with_the_total_of_the_network():

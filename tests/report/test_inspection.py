@@ -23,6 +23,7 @@ from tests.report.inspections import (
     HOSTILE,
     IGNORING,
     MARKUP,
+    MOMENTUM,
     SHIFTED,
     SICK,
     SMALL,
@@ -83,12 +84,12 @@ HEADLINES = {
                                 "stored: 1 error; how the network does was not measured."),
     "no labels": (of_gap(SICK, UNLABELLED), "Wrong in use: its outputs agree to 61.0 % with "
                   "those by the statistics of the data: 3 errors, 1 warning, 2 notes."),
-    "deployment": (record([layer("bn")], [SHIFTED, BIAS]), "Wrong on the data of deployment, not on "
-                   "those of training: 99.7 % right by its running statistics, 99.7 % by those of "
-                   "the data: 1 error, 1 note."),
-    "deployment too": (dataclasses.replace(SICK, findings=(*SICK.findings[:1], SHIFTED)), "Wrong in "
-                       "use: 30.4 % right by its running statistics, 99.7 % by those of the data: "
-                       "2 errors."),
+    "deployment": (record([layer("bn")], [SHIFTED, BIAS]), "Wrong on the data of deployment, not "
+                   "on those of training: 99.7 % right by its running statistics, 99.7 % by those "
+                   "of the data: 1 error, 1 note."),
+    "deployment too": (dataclasses.replace(SICK, findings=(SICK.findings[0], SHIFTED)), "Wrong "
+                       "in use: 30.4 % right by its running statistics, 99.7 % by those of the "
+                       "data: 2 errors."),
     "numbers": (of_gap(HEALTHY, Gap(Trio(0.31, 0.96, 0.9), 0.65, 0.1, 0, 64, "numbers")),
                 "Healthy: score 0.310 by its running statistics, 0.960 by those of the data: "
                 "nothing was found."),
@@ -155,6 +156,13 @@ def test_what_is_ignored_is_told_apart():
     told = inspection_text.plain(IGNORING)
     assert told.index("What matters most") < told.index("Ignored") < told.index("small_batch")
     assert "Ignored" not in inspection_text.plain(SICK)
+
+
+def test_what_comes_of_something_ignored_names_it():
+    ignored = dataclasses.replace(CAUSED, findings=CAUSED.findings[2:], ignored=tuple(MOMENTUM))
+    said = "It comes of what is ignored: momentum@0.bn, momentum@1.bn."
+    assert said in words(inspection_text.plain(ignored))
+    assert said in words(Page(inspection_html.render(ignored)).words)
 
 
 def test_control_characters_do_not_reach_the_terminal():
@@ -227,6 +235,13 @@ def test_a_share_colours_its_block():
 def test_names_of_a_model_are_escaped():
     text = inspection_html.render(HOSTILE, HOSTILE, f"livella repair {shlex.quote(MARKUP)}")
     assert "<img" not in text
+    names = [f"{k}{MARKUP}" for k in range(9)]
+    made = [stale(name, 0.1, "momentum@" + MARKUP) for name in names]
+    made += [stale(name, 0.0, level=Level.NOTE) for name in ("x" + MARKUP, "y" + MARKUP)]
+    cause = Finding("momentum", Level.NOTE, MARKUP, MARKUP)
+    gap = dataclasses.replace(GAP, labels=MARKUP, unread=(MARKUP,))
+    many = record([layer(name) for name in names], made, gap, ignored=(cause,))
+    assert "<img" not in inspection_html.render(many, many)
     assert MARKUP in Page(text).words
 
 

@@ -30,6 +30,7 @@ def sort_out(
         What is kept, and what is ignored.
 
     Raises:
+        TypeError: `ignore` is a text, where a list of them is expected.
         ValueError: there is no such check.
 
     Example:
@@ -50,9 +51,12 @@ def check_names(ignore: Iterable[str]) -> None:
     """Refuse a pattern whose check there is none of.
 
     Raises:
+        TypeError: one text in place of several.
         ValueError: which, and the names nearest to it.
 
     """
+    if isinstance(ignore, str):
+        raise TypeError(f"ignore: got the text {ignore!r}, expected a list of such: [{ignore!r}]")
     names = [check.__name__ for check in CHECKS]
     for pattern in ignore:
         name = pattern.partition("@")[0]
@@ -92,15 +96,26 @@ def _of_table(path: Path, text: str) -> tuple[str, ...]:
         ) from error
     try:
         table = toml.loads(text).get("tool", {}).get("livella", {})
+        ignore = _list_of(table)
+        check_names(ignore)
     except toml.TOMLDecodeError as error:
         raise ValueError(f"{path} cannot be read as TOML: {error}") from error
-    ignore = table.get("ignore", [])
-    if not isinstance(ignore, list) or not all(isinstance(each, str) for each in ignore):
-        raise ValueError(
-            f'{path}: {TABLE} has ignore = {ignore!r}: expected a list such as ["small_batch", '
-            '"momentum@head.*"]'
-        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return tuple(ignore)
+
+
+def _list_of(table: object) -> list[str]:
+    """Give the list in the table, which may hold nothing else."""
+    if not isinstance(table, dict):
+        raise TypeError(f"tool.livella is {table!r}: expected a table, {TABLE}")
     unknown = sorted(table.keys() - {"ignore"})
     if unknown:
-        raise ValueError(f"{path}: {TABLE} has {', '.join(unknown)}: it may have ignore alone")
-    return tuple(ignore)
+        raise ValueError(f"{TABLE} has {', '.join(unknown)}: it may have ignore alone")
+    ignore = table.get("ignore", [])
+    if not isinstance(ignore, list) or not all(isinstance(each, str) for each in ignore):
+        raise TypeError(
+            f'{TABLE} has ignore = {ignore!r}: expected a list such as ["small_batch", '
+            '"momentum@head.*"]'
+        )
+    return ignore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ class Asked:
         request.place_of(self.model, "a torch.nn.Module")
         for spec, expected in ((self.data, "a loader of batches"),
                                (self.deploy_data, "a loader of batches"),
-                               (self.loss, "a loss"), (self.forward, "an output")):  # fmt: skip
+                               (self.loss, "a loss"), (self.forward, "an output"),
+                               (self.target if ":" in (self.target or "") else None, "labels"),
+                               ):  # fmt: skip
             if spec is not None:
                 request.place_of(spec, expected)
         if self.weights is not None and not self.weights.is_file():
@@ -117,3 +120,5 @@ def _can_be_written(path: Path) -> None:
         raise StudyError(f"{str(path)!r} is a folder: expected a file to write")
     if not path.parent.is_dir():
         raise StudyError(f"no folder {str(path.parent)!r} to write {path.name!r} in: make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise StudyError(f"the folder {str(path.parent)!r} cannot be written to: choose another")

@@ -29,12 +29,14 @@ class Card:
         findings: of the same check, with the same remedy and the same figures; the worst first.
         seen: where they were found.
         comes: what comes of them, as cards of its own.
+        causes: what they come of themselves and is ignored, by key.
 
     """
 
     findings: tuple[Finding, ...]
     seen: Seen
     comes: tuple[Card, ...] = ()
+    causes: tuple[str, ...] = ()
 
     @property
     def first(self) -> Finding:
@@ -112,6 +114,11 @@ class Card:
         return f"As a {levels} also in {wording.counted(len(rest), 'layer')}: {named}."
 
     @property
+    def accepted(self) -> str:
+        """What is ignored and brought it about, in a sentence; empty without."""
+        return f"It comes of what is ignored: {_some(self.causes)}." if self.causes else ""
+
+    @property
     def line(self) -> str:
         """The card in one line, the check apart: the total, or what one layer has."""
         if len(self.main) == 1:
@@ -155,7 +162,9 @@ def accepted(record: Record) -> tuple[Card, ...]:
 def _card(record: Record, roots: Mapping[str, Finding], told: Sequence[Finding]) -> Card:
     own = [each for each in told if roots[each.key].key == each.key]
     rest = [each for each in told if roots[each.key].key != each.key]
-    return Card(_worst_first(own), record.seen, tuple(_alike(rest, record.seen)))
+    ignored = {each.key for each in record.ignored}
+    causes = tuple(dict.fromkeys(each.because for each in own if each.because in ignored))
+    return Card(_worst_first(own), record.seen, tuple(_alike(rest, record.seen)), causes)
 
 
 def _alike(findings: Iterable[Finding], seen: Seen) -> Iterator[Card]:

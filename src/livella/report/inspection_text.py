@@ -35,8 +35,8 @@ def show(record: Record, console: Console, command: str = "") -> None:
     console.print(render(record, command))
 
 
-def show_scores(before: Record, after: Record, console: Console) -> None:
-    """Print how a model does before and after a repair."""
+def show_scores(before: Record, after: Record | None, console: Console) -> None:
+    """Print how a model does, before and after a repair if there was one."""
     console.print(Constrain(Group(*_scores(before, after)), _WIDEST))
 
 
@@ -91,7 +91,7 @@ def _card(card: Card, way: Way) -> Iterator[RenderableType]:
     grid.add_column(width=9)
     grid.add_column(ratio=1)
     grid.add_row(_mark(card.level), safe(card.title, "bold"))
-    for said in filter(None, (card.total, card.message, card.likewise, card.lesser)):
+    for said in filter(None, _said(card)):
         grid.add_row("", safe(said))
     for each in card.comes:
         line = Text.assemble("so: ", _mark(each.level, short=True), safe(f" {each.first.check}: "))
@@ -107,6 +107,10 @@ def _card(card: Card, way: Way) -> Iterator[RenderableType]:
             f"{'' if k else '→ ':>{_BESIDE + 2}}{line}" for k, line in enumerate(lines)
         )
         yield safe(told, "bold")
+
+
+def _said(card: Card) -> tuple[str, ...]:
+    return card.total, card.message, card.likewise, card.lesser, card.accepted
 
 
 def _mark(level: Level, short: bool = False) -> Text:
