@@ -70,6 +70,23 @@ def test_many_layers_are_one_card_with_the_total_of_the_network():
     assert second.line == second.total
 
 
+def test_of_layers_that_matter_alike_the_one_with_most_channels_is_told():
+    made = [dead("0", 1, 8), dead("1", 7, 8), dead("2", 3, 8)]
+    (card,) = cards.of(record([layer(f"{k}", features=8) for k in range(3)], made))
+    assert card.message.startswith("1: 7 of 8 channels")
+    assert card.likewise == "Likewise 2 (3 of 8), 0 (1 of 8)."
+    assert card.total.startswith("11 of 24 channels in 3 of 3 layers")
+
+
+def test_of_cards_that_matter_alike_the_one_with_most_of_the_gap_comes_first():
+    ordered = Finding("ordered_data", Level.WARNING, "1", "So.", "shuffle", 0.2)
+    made = [ordered, *(stale_of(f"{k}", 0.4, level=Level.WARNING) for k in range(2))]
+    found = record([layer("0"), layer("1")], [*made, dead("0", 1, 2)], GAP)
+    assert [card.first.check for card in cards.of(found)] == [
+        "stale_statistics", "ordered_data", "constant_channels",
+    ]  # fmt: skip
+
+
 def test_silent_channels_count_both_kinds():
     made = [Finding("silent_channels", Level.NOTE, name, "", "", None, {"off": 2.0, "low": 3.0})
             for name in ("0", "1")]  # fmt: skip

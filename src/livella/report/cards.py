@@ -77,14 +77,17 @@ class Card:
         if len(self.main) == 1:
             return ""
         if self.first.check in _TOTALS:
-            names, are = _TOTALS[self.first.check]
-            count = sum(f.numbers.get(name, 0.0) for f in self.main for name in names)
+            count, are = sum(map(_channels, self.main)), _TOTALS[self.first.check][1]
             channels = sum(layer.features for layer in self.seen.layers)
             return f"{count:,.0f} of {channels:,} channels in {self.where} {are}."
-        shares = [f.share for f in self.main if f.share is not None]
-        if sum(shares) >= 0.01:
-            return f"Together they answer for {100 * sum(shares):.0f} % of the gap."
+        if self.share >= 0.01:
+            return f"Together they answer for {100 * self.share:.0f} % of the gap."
         return ""
+
+    @property
+    def share(self) -> float:
+        """What these layers answer for of the gap."""
+        return sum(f.share for f in self.main if f.share is not None)
 
     @property
     def message(self) -> str:
@@ -129,9 +132,14 @@ class Card:
 
     def _named(self, finding: Finding) -> str:
         name = finding.layer or THE_MODEL
+        if _channels(finding):
+            return f"{name} ({_channels(finding):,.0f} of {self._features(finding):,})"
         if finding.share is None or finding.share < 0.005:
             return name
         return f"{name} ({wording.share(finding.share, self._error(finding))})"
+
+    def _features(self, finding: Finding) -> int:
+        return sum(each.features for each in self.seen.layers if each.name == finding.layer)
 
     def _error(self, finding: Finding) -> float | None:
         """Half the interval of its share, where that is the share of its layer."""
@@ -145,13 +153,16 @@ def _some(names: Sequence[str]) -> str:
 
 
 def of(record: Record) -> tuple[Card, ...]:
-    """Give what was found as cards: what matters most first, causes with what comes of them."""
+    """Give what was found as cards: what matters most first, causes with what comes of them.
+
+    Of those that matter alike, what answers for more of the gap comes first.
+    """
     roots = _roots(record.findings)
     told: dict[object, list[Finding]] = {}
     for finding in record.findings:
         told.setdefault(_kind(roots[finding.key]), []).append(finding)
     cards = [_card(record, roots, findings) for findings in told.values()]
-    return tuple(sorted(cards, key=lambda card: -card.worst.rank))
+    return tuple(sorted(cards, key=lambda card: (-card.worst.rank, -round(card.share, 2))))
 
 
 def accepted(record: Record) -> tuple[Card, ...]:
@@ -176,7 +187,16 @@ def _alike(findings: Iterable[Finding], seen: Seen) -> Iterator[Card]:
 
 
 def _worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    return tuple(sorted(findings, key=lambda each: (-each.level.rank, -(each.share or 0.0))))
+    def place(each: Finding) -> tuple[float, ...]:
+        return -each.level.rank, -(each.share or 0.0), -_channels(each)
+
+    return tuple(sorted(findings, key=place))
+
+
+def _channels(finding: Finding) -> float:
+    """How many channels a check counted; none where it counts something else."""
+    names = _TOTALS.get(finding.check, ((), ""))[0]
+    return sum(finding.numbers.get(name, 0.0) for name in names)
 
 
 def _kind(finding: Finding) -> object:
