@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 from livella.diagnosis.records import Record
 from livella.report import inspection_html
 from tests.end_to_end import page as pages
-from tests.report.inspections import COMMAND, HEALTHY, HOSTILE, MARKUP, SICK
+from tests.report.inspections import COMMAND, HEALTHY, HOSTILE, LONG, MARKUP, SICK
 
 pytestmark = pytest.mark.skipif(pages.chromium() is None, reason="no chromium is installed")
 
@@ -56,4 +56,14 @@ def test_the_page_fits_and_its_map_leads_to_the_layers(
     ]
     assert colours[0] != colours[1]
     assert said == []
+    page.close()
+
+
+def test_long_names_do_not_make_the_page_wider_than_a_phone(
+    browser: Browser, tmp_path: Path
+) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.set_default_timeout(pages.PATIENCE)
+    page.goto(written(tmp_path, LONG).as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()

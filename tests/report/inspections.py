@@ -154,3 +154,12 @@ DEEP = record(
      *(dead(name, 10 + k % 3, 328) for k, name in enumerate(NAMES[:40]))],
     GAP,
 )  # fmt: skip
+LONG_NAMES = [
+    f"model.backbone.features.denseblock{1 + k // 4}.denselayer{k % 4}.norm.normalization_module"
+    for k in range(12)
+]
+LONG = record(
+    [layer(name, off=FAR, share=1 / 12) for name in LONG_NAMES],
+    [*(stale(name, 1 / 12) for name in LONG_NAMES), the_gap(f"stale_statistics@{LONG_NAMES[0]}")],
+    GAP,
+)

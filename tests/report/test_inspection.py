@@ -22,6 +22,8 @@ from tests.report.inspections import (
     HEALTHY,
     HOSTILE,
     IGNORING,
+    LONG,
+    LONG_NAMES,
     MARKUP,
     MOMENTUM,
     SHIFTED,
@@ -139,6 +141,16 @@ def test_the_terminal_shows_whole_words_in_its_width(name, width):
     if name not in ("hostile", "stored"):
         assert [row[-2:] for row in table if row] == [["0.05", "σ"]] * len(ALL[name].seen.layers)
     assert "…" not in told
+
+
+def test_long_names_are_told_whole_on_a_narrow_terminal():
+    told = "".join(on_a_terminal(LONG, 80).split())
+    cards_told, table = told.split("Layersinmodel.backbone.features,")
+    assert all(name in cards_told for name in LONG_NAMES[:5])
+    assert "denseblock" in table
+    assert "model.backbone" not in table
+    for told in (on_a_terminal(DEEP, 80), on_a_terminal(HEALTHY, 80)):
+        assert "Layers, each a BatchNorm2d" in told, "names that fit stay as they are"
 
 
 def test_what_is_lost_is_told_in_the_unit_of_the_score():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -24,6 +25,8 @@ _COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow", Level.NOTE: "cyan"}
 _OF_BARS = {"running": "red", "after": "green", "population": "green", "batch": "cyan"}
 _WIDEST = 110
 _BAR = 24
+_NAME = 24
+"""The characters of a layer's name that fit the table in 80 columns."""
 _BESIDE = 11
 """The room of the level, and what follows it."""
 _COMMAND = 66
@@ -89,7 +92,7 @@ def _first(title: str, found: Iterable[Card], ways: list[Way]) -> Iterator[Rende
 def _card(card: Card, way: Way) -> Iterator[RenderableType]:
     grid = Grid.grid(padding=(0, 2, 0, 0))
     grid.add_column(width=9)
-    grid.add_column(ratio=1)
+    grid.add_column(ratio=1, overflow="fold")
     grid.add_row(_mark(card.level), safe(card.title, "bold"))
     for said in filter(None, _said(card)):
         grid.add_row("", safe(said))
@@ -121,7 +124,7 @@ def _mark(level: Level, short: bool = False) -> Text:
 def _others(title: str, rest: Iterable[Card]) -> Iterator[RenderableType]:
     grid = Grid.grid(padding=(0, 2, 0, 0))
     grid.add_column(width=9)
-    grid.add_column(ratio=1)
+    grid.add_column(ratio=1, overflow="fold")
     for card in rest:
         grid.add_row(_mark(card.level), safe(f"{card.first.check}: {card.line}"))
         for each in card.comes:
@@ -134,8 +137,10 @@ def _others(title: str, rest: Iterable[Card]) -> Iterator[RenderableType]:
 def _layers(record: Record) -> Iterator[RenderableType]:
     kinds = {layer.kind for layer in record.seen.layers}
     alike = len(kinds) == 1  # then the column would only take the room that names need
-    yield heading(f"Layers, each a {kinds.pop()}" if alike else "Layers")
     columns, rows = inspection_words.table(record)
+    inside = _inside([row[0] for row in rows])
+    where = f"Layers in {inside.removesuffix('.')}" if inside else "Layers"
+    yield heading(f"{where}, each a {kinds.pop()}" if alike else where)
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     grid.add_column("layer", overflow="fold")
     if not alike:
@@ -143,5 +148,15 @@ def _layers(record: Record) -> Iterator[RenderableType]:
     for column in columns[2:]:
         grid.add_column(column.replace(" ", "\n", 1), justify="right", no_wrap=True)
     for row in rows:
-        grid.add_row(*(safe(cell) for cell in (row[:1] if alike else row[:2]) + row[2:]))
+        cells = (row[0].removeprefix(inside), *(row[2:] if alike else row[1:]))
+        grid.add_row(*map(safe, cells))
     yield grid
+
+
+def _inside(names: list[str]) -> str:
+    """Give the module that all are in, with its dot, where names are long; else nothing."""
+    if max(map(len, names)) <= _NAME or len(names) == 1:
+        return ""
+    first, last = min(names).split("."), max(names).split(".")
+    shared = [each for each, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last))]  # noqa: B905
+    return "".join(f"{each}." for each in shared[: len(first) - 1])
