@@ -2,6 +2,7 @@
 
 import pytest
 
+from livella.diagnosis import accepted
 from livella.diagnosis.accepted import of_project, sort_out
 from livella.diagnosis.checks import CHECKS
 from livella.diagnosis.records import Finding, Level
@@ -76,6 +77,18 @@ def test_a_table_that_cannot_be_read_is_told(tmp_path, text, said):
     with pytest.raises(ValueError, match=said) as caught:
         of_project(tmp_path)
     assert "pyproject.toml" in str(caught.value)
+
+
+def test_where_nothing_reads_toml_it_says_what_to_install(tmp_path, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(accepted.importlib, "import_module", missing)
+    (tmp_path / "pyproject.toml").write_text("[tool.other]\n")
+    assert of_project(tmp_path) == ()
+    (tmp_path / "pyproject.toml").write_text("[tool.livella]\n")
+    with pytest.raises(ValueError, match=r"pyproject.toml: .*pip install tomli"):
+        of_project(tmp_path)
 
 
 def test_another_project_may_be_broken(tmp_path):

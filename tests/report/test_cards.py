@@ -133,6 +133,13 @@ def test_the_command_is_told_only_where_it_does_it(safety, does):
     assert way == cards.Way("In words.")
 
 
+def test_the_command_is_not_told_of_what_it_leaves_as_it_is():
+    made = [stale_of("0", 0.0, level=Level.NOTE)]
+    found = record([layer("0")], made)
+    (way,) = cards.ways(cards.of(found), found, COMMAND)
+    assert way == cards.Way(found.remedies["measure_statistics"].text)
+
+
 def test_a_command_is_told_once():
     remedies = {name: Advice("statistics", "In words.") for name in ("x", "measure_statistics")}
     made = [Finding(c, Level.ERROR, "0", "", r) for c, r in zip("ab", remedies, strict=True)]

@@ -234,15 +234,15 @@ SAME = "The same command mends it."
 def ways(cards: Iterable[Card], record: Record, command: str) -> Iterator[Way]:
     """Say of each card what to do: the command that does it where one is given and does it.
 
-    A command is told once. It writes statistics: settings, which no file of weights holds, are told
-    in words besides.
+    A command is told once, and not of notes, as it leaves as it is what costs nothing. It writes
+    statistics: settings, which no file of weights holds, are told in words besides.
     """
     told = False
     for card in cards:
         advice = record.remedies.get(card.first.remedy)
         if advice is None:
             yield Way()
-        elif not command or advice.safety != "statistics":
+        elif not command or advice.safety != "statistics" or card.worst is Level.NOTE:
             yield Way(advice.text)
         else:
             words = "" if card.first.remedy == "measure_statistics" else advice.text
