@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from os.path import commonprefix
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -157,6 +157,6 @@ def _inside(names: list[str]) -> str:
     """Give the module that all are in, with its dot, where names are long; else nothing."""
     if max(map(len, names)) <= _NAME or len(names) == 1:
         return ""
-    first, last = min(names).split("."), max(names).split(".")
-    shared = [each for each, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last))]  # noqa: B905
-    return "".join(f"{each}." for each in shared[: len(first) - 1])
+    # by characters, of which what follows the last dot is dropped
+    module, dot, _ = commonprefix(names).rpartition(".")  # noqa: RUF071
+    return module + dot
