@@ -56,6 +56,8 @@ def test_what_comes_of_something_ignored_stands_by_itself():
         "It comes of what is ignored: momentum@0.bn, momentum@1.bn."
     )
     assert {card.accepted for card in cards.of(CAUSED)} == {""}
+    gone = dataclasses.replace(CAUSED, findings=kept)
+    assert {card.accepted for card in cards.of(gone)} == {""}, "a cause that is not there at all"
 
 
 def test_many_layers_are_one_card_with_the_total_of_the_network():
