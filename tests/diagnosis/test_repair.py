@@ -241,3 +241,23 @@ def test_every_remedy_says_what_it_may_change():
         assert remedy.advice.endswith("."), name
         assert (remedy.act is None) == (remedy.safety is Safety.ADVICE), name
     assert copy.deepcopy(REMEDIES).keys() == REMEDIES.keys()
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_an_adaptation_is_judged_on_what_it_is_for(labels):
+    """Right on the deployment data it may be wrong on those of training, and is written."""
+    model, batches = fitting()
+    deploy = [(3 * x + 2, y) for x, y in batches]
+    given = deploy if labels else [x for x, _ in deploy]
+    done = mend(model, batches, deploy=given, changing=True)
+    assert "adapt" in done.applied
+    if labels:
+        with torch.no_grad():
+            right = [
+                sum(float((m.eval()(x).argmax(1) == y).double().mean()) for x, y in deploy)
+                for m in (model, done.model)
+            ]
+        assert done.deployed == pytest.approx([each / len(deploy) for each in right])
+        assert (done.worse == "") == (done.deployed[1] >= done.deployed[0] - repair.WORSE)
+    else:
+        assert (done.deployed, done.worse) == (None, "")

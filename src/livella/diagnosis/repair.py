@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from livella.diagnosis import held_out
 from livella.diagnosis.checks.damage import of_beyond, of_model
 from livella.diagnosis.inspection import Inspection, inspect
-from livella.diagnosis.measure import Data, JudgeOf
+from livella.diagnosis.measure import Data, JudgeOf, output_by
 from livella.diagnosis.records import Gap, Level
 from livella.diagnosis.remedies import MEASURE, REMEDIES, Means, wanted
 from livella.diagnosis.scoring import AUTO, Auto, Judge, Loss, Target
@@ -42,6 +43,8 @@ class Repair:
         after: that of the copy.
         applied: the layers each remedy was applied to, by its id.
         declined: why statistics were not measured though something spoke for it; empty otherwise.
+        deployed: the score on the deployment data before and after an adaptation to them; none
+            where there was none, or no labels tell it.
 
     """
 
@@ -50,10 +53,17 @@ class Repair:
     after: Inspection
     applied: dict[str, tuple[str, ...]]
     declined: str = ""
+    deployed: tuple[float, float] | None = None
 
     @property
     def worse(self) -> str:
-        """In what the copy is worse than the model; empty where it is not."""
+        """In what the copy is worse than the model; empty where it is not.
+
+        On the deployment data, if it was adapted to them: it is not to do well on others.
+        """
+        if "adapt" in self.applied:
+            before, after = self.deployed or (0.0, 0.0)
+            return _fallen(before, after, " on the deployment data")
         then, now = self.before.seen.gap, self.after.seen.gap
         if then is None or now is None:
             return ""
@@ -78,7 +88,7 @@ class Repair:
 
     def to_html(self) -> str:
         """Give a page of what was seen before and after."""
-        return inspection_html.render(self.before, self.after)
+        return inspection_html.render(self.before, self.after if self.applied else None)
 
     def write(self, path: str | Path) -> Path:
         """Write the copy's `state_dict` as safetensors: whole or not at all.
@@ -114,6 +124,9 @@ class Repair:
         then, now = self.before.seen.gap, self.after.seen.gap
         if then is not None and now is not None and self.applied:
             lines += _brought(then, now)
+        if self.deployed is not None:
+            before, after = map(_percent, self.deployed)
+            lines.append(f"score on the deployment data: {before} → {after}")
         lines += [f"a gap stays: {self.left}"] if self.left else []
         return "\n".join(lines)
 
@@ -185,7 +198,26 @@ def repair(
             act(mended, chosen, means)
             applied[name] = tuple(layer.name for layer in chosen)
     after = inspect(mended, batches, **options) if applied else before
-    return Repair(mended, before, after, applied, declined)
+    deployed = None
+    if deploy is not None and "adapt" in applied:
+        on_deploy = dataclasses.replace(data, batches=deploy)
+        deployed = _scores_on(on_deploy, dataclasses.replace(on_deploy, model=mended), judge_of)
+    return Repair(mended, before, after, applied, declined, deployed)
+
+
+def _scores_on(data: Data, mended: Data, judge_of: JudgeOf) -> tuple[float, float] | None:
+    """Give the scores of two models on the same data, where labels tell them."""
+    found: list[list[Tensor]] = [[], []]
+    judge: Judge | None = None
+    for batch in data:
+        outputs = [output_by(each, batch, {}) for each in (data, mended)]
+        judge = judge or judge_of(outputs[0], batch)
+        if not judge.counted:
+            return None
+        for output, merits in zip(outputs, found, strict=True):
+            merits.append(judge.merit(output, batch, output))
+    before, after = (float(torch.cat(merits).mean()) for merits in found)
+    return before, after
 
 
 def _asked(
@@ -244,14 +276,20 @@ def _brought(then: Gap, now: Gap) -> Iterator[str]:
 
 def _worse(then: Gap, now: Gap) -> str:
     before, after = then.score.running, now.score.running
-    if after < before - WORSE:
-        return f"score {_percent(before)} → {_percent(after)}"
+    if fallen := _fallen(before, after):
+        return fallen
     if after > before + WORSE or then.loss is None or now.loss is None:
         return ""
     old, new = then.loss.running, now.loss.running
     if math.isfinite(old) and not new <= old + GROWN * abs(old) + 1e-6:
         return f"loss {old:.4g} → {new:.4g}"
     return ""
+
+
+def _fallen(before: float, after: float, where: str = "") -> str:
+    if after >= before - WORSE:
+        return ""
+    return f"score{where} {_percent(before)} → {_percent(after)}"
 
 
 def _percent(share: float) -> str:

@@ -8,6 +8,8 @@ from livella.diagnosis.records import Gap, Layer, Level, Seen
 
 POINTS = (0.02, 0.03)
 """Of the score, lost to statistics: what is worth a warning, and what is an error."""
+UNSURE = 0.1
+"""What of a score of numbers, which are never just right or wrong, has to be lost to be told of."""
 SURELY = 0.005
 """What has to be lost beyond what the interval leaves to chance."""
 MUCH = 0.2
@@ -46,7 +48,8 @@ def of_model(seen: Seen) -> Level:
 
 def of_beyond(gap: Gap | None) -> Level:
     """Say how much it matters that no statistics do as well as each batch's own."""
-    if gap is None or gap.beyond < POINTS[0]:
+    least = POINTS[0] if gap is not None and gap.counted != "numbers" else UNSURE
+    if gap is None or gap.beyond < least:
         return Level.NOTE
     return Level.WARNING
 

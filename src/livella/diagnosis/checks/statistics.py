@@ -18,7 +18,7 @@ from livella.diagnosis.checks.damage import (
     worse,
 )
 from livella.diagnosis.checks.finding import finding
-from livella.diagnosis.records import Finding, Gap, Layer, Level, Seen
+from livella.diagnosis.records import Distance, Finding, Gap, Layer, Level, Seen
 
 SLIGHT = 0.05
 """How far statistics are from the data, in σ, to do harm at all."""
@@ -80,11 +80,16 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
         costs = _costs(seen, layer)
         yield finding(
             level, layer.name,
-            f"Its running statistics are not those of the data: means off by {off.offset:.2g} σ, "
-            f"variances {off.ratio:.2g} times as large. {costs}",
+            f"Its running statistics are not those of the data: {_far(off)}. {costs}",
             "measure_statistics", share=layer.share,
             numbers={"offset": off.offset, "ratio": off.ratio, "divergence": off.divergence},
         )  # fmt: skip
+
+
+def _far(off: Distance) -> str:
+    if math.isnan(off.offset) or math.isnan(off.ratio):
+        return "they are no numbers"
+    return f"means off by {off.offset:.2g} σ, variances {off.ratio:.2g} times as large"
 
 
 def _costs(seen: Seen, layer: Layer) -> str:
@@ -203,11 +208,11 @@ def not_of_the_statistics(seen: Seen) -> Iterator[Finding]:
     gap = seen.gap
     if gap is None or of_beyond(gap) is Level.NOTE:
         return
+    told = f"{_told(gap, gap.score.population)} by the statistics of the data"
     yield finding(
         Level.WARNING, "",
-        f"{_told(gap, gap.score.population)} by the statistics of the data, "
-        f"{_told(gap, gap.score.batch)} by those of each batch: it has learnt from what else is in "
-        "a batch.",
+        f"{told[0].upper()}{told[1:]}, {_told(gap, gap.score.batch)} by those of each batch: it "
+        "has learnt from what else is in a batch.",
         "shuffle", numbers={"beyond": gap.beyond},
     )  # fmt: skip
 
