@@ -97,6 +97,16 @@ def network():
     ).eval()  # fmt: skip
 
 
+def exact(x):
+    """The batch norms with the statistics of all data at once, by torch."""
+    model = network().train()
+    norms = (model[1], model[4])
+    for norm in norms:
+        norm.momentum = None
+    model(x)
+    return norms
+
+
 @pytest.mark.parametrize("size", [4, 16, 64])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_statistics_are_the_same_in_any_order_and_size_of_batches(size, ordered):
@@ -105,11 +115,7 @@ def test_statistics_are_the_same_in_any_order_and_size_of_batches(size, ordered)
     x = 3 + torch.randn(512, 4, generator=torch.Generator().manual_seed(1)) * 2
     x = x[x[:, 0].argsort()] if ordered else x
     found = inspect(model, list(x.split(size))).measurements
-    exact = network().train()
-    for norm in (exact[1], exact[4]):
-        norm.momentum = None
-    exact(x)
-    for layer, norm in zip(found, (exact[1], exact[4]), strict=True):
+    for layer, norm in zip(found, exact(x), strict=True):
         sigma = norm.running_var.sqrt()
         mean, variance = (torch.tensor(v) for v in (layer.measured.mean, layer.measured.variance))
         assert ((mean - norm.running_mean).abs() / sigma).max() < 0.02
@@ -131,10 +137,6 @@ def test_batches_that_cannot_be_mixed_are_read_in_rounds():
     torch.manual_seed(0)
     model, x = Whole().eval(), 3 + torch.randn(512, 4) * 2
     found = inspect(model, list(x[x[:, 0].argsort()].split(32))).measurements
-    exact = network().train()
-    for norm in (exact[1], exact[4]):
-        norm.momentum = None
-    exact(x)
-    for layer, norm in zip(found, (exact[1], exact[4]), strict=True):
+    for layer, norm in zip(found, exact(x), strict=True):
         sigma = norm.running_var.sqrt()
         assert ((torch.tensor(layer.measured.mean) - norm.running_mean).abs() / sigma).max() < 0.05
