@@ -318,6 +318,47 @@ def test_bad_batches_are_told(batches, error, message):
     assert_untouched(before, model)
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([(x, y) for x, y in zip(*pairs(1, 96)[0], strict=True)])
+
+
+def test_a_loader_without_a_length_is_read():
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=16)
+    assert inspect(small(), loader).seen.samples == 96
+    assert livella.repair(small(), loader, progress=False).before.seen.samples == 96
+
+
+class Detector(nn.Module):
+    """Takes a list of images, and gives a dict for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, images):
+        out = self.norm(torch.stack(images)).flatten(1)
+        return [{"boxes": each[:8].reshape(2, 4), "scores": each[8:10]} for each in out]
+
+
+@pytest.mark.parametrize("images", [2, 3])
+def test_a_detectors_lists_are_taken_apart_and_its_broken_statistics_found(images):
+    model = Detector().eval()
+    x = 5 + torch.randn(images * 40, 1, 4, 4)
+    targets = [{"boxes": torch.zeros(k, 4), "labels": torch.ones(k)} for k in range(images)]
+    found = inspect(model, [(list(part), targets) for part in x.split(images)])
+    assert found.seen.samples == images * 40
+    assert found.worst.rank >= Level.WARNING.rank
+    assert "statistics_gap" in {f.check for f in found.findings}
+    (layer,) = found.measurements
+    assert layer.measured.mean[0] == pytest.approx(float(x.mean()), abs=1e-4)
+
+
+def test_a_loss_that_is_nan_where_the_network_is_in_order_is_told():
+    with pytest.raises(ValueError, match="got NaN by the statistics of the data"):
+        inspect(small(), pairs(), loss=lambda output, _: output.sum() * float("nan"))
+
+
 def test_a_model_without_normalization_and_deployment_without_training_are_told():
     with pytest.raises(ValueError, match="Linear with none"):
         inspect(nn.Linear(3, 3))

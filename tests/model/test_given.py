@@ -99,6 +99,8 @@ def test_an_optimizer_of_another_model_is_told():
     given.check_optimizer(nn.ReLU(), torch.optim.SGD(model.parameters(), 0.1), "inspect")
     with pytest.raises(ValueError, match=r"inspect: .* got one of 4 others; pass the one"):
         given.check_optimizer(model, torch.optim.SGD(other.parameters(), 0.1), "inspect")
+    with pytest.raises(ValueError, match="an optimizer of the model's parameters, got one of"):
+        livella.inspect(model, optimizer=torch.optim.SGD(other.parameters(), 0.1))
     with pytest.raises(
         TypeError, match=r"inspect: expected a torch.optim.Optimizer .* got a float"
     ):

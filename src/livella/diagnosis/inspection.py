@@ -113,7 +113,7 @@ def inspect(
         ['never_updated', 'momentum']
 
     """
-    given.check_model(model, "inspect", runs=batches is not None)
+    given.check_model(model, "inspect", runs=True)
     given.check_optimizer(model, optimizer, "inspect")
     _check(batches, deploy)
     accepted.check_names(ignore)

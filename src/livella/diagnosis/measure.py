@@ -7,7 +7,7 @@ buffers' place and take them away again (`livella.model.measure`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -27,7 +27,7 @@ from livella.model.feeding import Forward
 from livella.model.levels import Site
 from livella.model.measure import Pass, Record, Statistics
 from livella.model.passes import of_batch
-from livella.model.progress import Bar
+from livella.model.progress import Bar, length_of
 from livella.moments import Moments
 
 FEW = 8
@@ -63,9 +63,8 @@ class Data:
 
     def bar(self, total: int | None = None) -> Bar:
         """Give a bar for so many batches, by default all."""
-        if total is None and isinstance(self.batches, Sized):
-            total = len(self.batches)
-        return Bar("inspect", self.progress, total)
+        known = length_of(self.batches) if total is None else total
+        return Bar("inspect", self.progress, known)
 
     def output(self, reading: Pass, batch: Any) -> Any:
         """Call the model on a batch in a pass."""

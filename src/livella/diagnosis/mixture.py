@@ -51,7 +51,7 @@ class Mixture:
         samples = feeding.samples_in(batch)
         self._largest = max(self._largest, samples)
         try:
-            examples = _apart(batch, samples)
+            examples = _examples(batch)
         except UnmixableError:
             self._mixes, self._kept = False, []
             return
@@ -97,7 +97,7 @@ def cut(batch: Any, size: int) -> list[Any]:
     if samples <= size:
         return [batch]
     try:
-        examples = _apart(batch, samples)
+        examples = _examples(batch)
         return [_together(examples[k : k + size]) for k in range(0, samples, size)]
     except UnmixableError:
         return [batch]
@@ -105,7 +105,7 @@ def cut(batch: Any, size: int) -> list[Any]:
 
 def joined(batches: list[Any]) -> Any:
     """Put batches together into one."""
-    examples = [each for b in batches for each in _apart(b, feeding.samples_in(b))]
+    examples = [each for b in batches for each in _examples(b)]
     return batches[0] if len(batches) == 1 else _together(examples)
 
 
@@ -124,7 +124,7 @@ def reversed_batch(batch: Any) -> Any:
         UnmixableError: it cannot be taken apart.
 
     """
-    return _together(_apart(batch, feeding.samples_in(batch))[::-1])
+    return _together(_examples(batch)[::-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +132,17 @@ class _Item:
     """One entry of a list that has one for each example."""
 
     value: Any
+
+
+def _examples(batch: Any) -> list[Any]:
+    """Give the examples of a batch, which is itself no list of them."""
+    samples = feeding.samples_in(batch)
+    if feeding.a_sample_each(batch):
+        items = ([_Item(item) for item in part] for part in batch)
+        return [_like(batch, row) for row in zip(*items, strict=True)]
+    if isinstance(batch, tuple | list):
+        return [_like(batch, row) for row in _rows(list(batch), samples)]
+    return _apart(batch, samples)
 
 
 def _apart(value: Any, samples: int) -> list[Any]:

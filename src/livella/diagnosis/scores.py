@@ -49,6 +49,11 @@ class Scores:
         parts = (*self._found[:2], own or self._found[2])
         running, population, by_batch = (torch.cat([each.merit for each in p]) for p in parts)
         lost = population - running
+        if self._judge.loss is not None and any(math.isnan(each.loss) for each in parts[1]):
+            raise ValueError(
+                "loss: expected a number, got NaN by the statistics of the data, by which the "
+                "network is in order; look at the loss, and at the labels that it reads"
+            )
         score = Trio(*(float(merit.mean()) for merit in (running, population, by_batch)))
         return Gap(
             score=score,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from livella.model import feeding, given, measurable
 from livella.model.adaptation import Adaptation, Settings
 from livella.model.feeding import Forward
 from livella.model.passes import Estimator
-from livella.model.progress import Bar
+from livella.model.progress import Bar, length_of
 
 
 def adapt(
@@ -145,7 +145,7 @@ def adapt(
 
 
 def _follow(adaptation: Adaptation, batches: Iterable[Any], progress: bool | None) -> None:
-    total = len(batches) if isinstance(batches, Sized) else None
+    total = length_of(batches)
     read = 0
     with Bar("adapt", progress, total) as bar:
         bar.begin("stream")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from livella.model.joint import Joint
 from livella.model.kept import Kept
 from livella.model.levels import Dependencies, levels, observe
 from livella.model.measure import Enough, Pass, unasked
-from livella.model.progress import Bar
+from livella.model.progress import Bar, length_of
 from livella.model.states import LayerConversion
 from livella.moments import Moments
 
@@ -49,7 +49,7 @@ class Calibration:
         order = self._order()
         before = self._change()
         carried = Kept.of(t for each in self.layers.values() for t in each.after.tensors())
-        total = len(self.batches) if isinstance(self.batches, Sized) else None
+        total = length_of(self.batches)
         with Bar("convert", self.progress, total) as bar:
             for number, names in enumerate(order, 1):
                 bar.begin(f"level {number} of {len(order)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from livella.model.estimate import LayerEstimate, estimates_of
 from livella.model.feeding import Forward
 from livella.model.levels import Dependencies, Site, circles_of, levels, observe, pooled
 from livella.model.measure import Pass, Record, Statistics, unasked
-from livella.model.progress import Bar
+from livella.model.progress import Bar, length_of
 
 ROUND = 8
 """Batches between two looks of all processes at whether the tolerance is met, at the start; later
@@ -284,7 +284,7 @@ class Estimator:
 
     def _bar(self) -> Bar:
         first = self._world() == 1 or dist.get_rank(self.group) == 0
-        total = len(self.batches) if isinstance(self.batches, Sized) else None
+        total = length_of(self.batches)
         return Bar(self.caller, self.progress if first else False, total)
 
 

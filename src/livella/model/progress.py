@@ -6,6 +6,14 @@ import sys
 from typing import Any
 
 
+def length_of(batches: Any) -> int | None:
+    """Count batches without reading them; none where they cannot be, as of an `IterableDataset`."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
 class Bar:
     """A progress bar with one line a pass, or nothing."""
 
