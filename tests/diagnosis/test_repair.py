@@ -261,3 +261,14 @@ def test_an_adaptation_is_judged_on_what_it_is_for(labels):
         assert (done.worse == "") == (done.deployed[1] >= done.deployed[0] - repair.WORSE)
     else:
         assert (done.deployed, done.worse) == (None, "")
+
+
+def test_a_layer_in_eval_within_a_model_in_training_is_measured_too():
+    model, batches = broken()
+    model.train()
+    for norm in (model[1], model[5]):
+        norm.eval()
+    done = mend(model, batches)
+    assert {"measure_statistics", "freeze"} <= set(done.applied)
+    assert done.after.seen.gap.score.running > done.before.seen.gap.score.running
+    assert [m.training for m in done.model.modules()][:2] == [True, True]

@@ -15,6 +15,7 @@ from livella.diagnosis.records import Finding, Layer
 from livella.model.adapt import adapt
 from livella.model.feeding import Forward
 from livella.model.freeze import freeze
+from livella.model.modes import modes_kept
 from livella.model.population import estimate_population
 
 
@@ -77,9 +78,11 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 
 
 def _measure(model: nn.Module, _layers: tuple[Layer, ...], means: Means) -> None:
-    estimate_population(
-        model, means.batches, forward=means.forward, progress=means.progress
-    ).apply()
+    with modes_kept(model):
+        model.eval()  # in training mode, a layer in eval() is taken for frozen
+        estimate_population(
+            model, means.batches, forward=means.forward, progress=means.progress
+        ).apply()
 
 
 @torch.no_grad()
