@@ -149,6 +149,7 @@ class Residual(nn.Module):
 def test_without_a_gap_it_takes_about_five_passes(count, layers):
     model, batches = Residual(layers).eval(), pairs(count)
     livella.estimate_population(model, batches, method="single_pass", progress=False).apply()
+    batches = [(x, model(x).argmax(1)) for x, _ in batches]
     assert examples_called(model, batches) <= 6.5
 
 

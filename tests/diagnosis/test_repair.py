@@ -272,3 +272,43 @@ def test_a_layer_in_eval_within_a_model_in_training_is_measured_too():
     assert {"measure_statistics", "freeze"} <= set(done.applied)
     assert done.after.seen.gap.score.running > done.before.seen.gap.score.running
     assert [m.training for m in done.model.modules()][:2] == [True, True]
+
+
+def test_frozen_layers_are_not_said_to_be_measured_and_the_reason_is_given():
+    model, batches = broken()
+    livella.freeze(model, ["5"])
+    model[1].running_mean += 3
+    kept = model[5].running_mean.clone()
+    done = mend(model, batches)
+    assert done.applied["measure_statistics"] == ("1",)
+    assert torch.equal(done.model[5].running_mean, kept)
+    assert "5 is frozen: livella.unfreeze it first" in done.left
+    remedies_of = {f.layer: f.remedy for f in done.before.findings if f.check == "stale_statistics"}
+    assert remedies_of["5"] == "unfreeze"
+    assert mend(livella.unfreeze(model), batches).left == ""
+
+
+@pytest.mark.parametrize("ignore", [("stale_statistics@5", "statistics_gap"), ("*",)])
+def test_what_is_ignored_is_not_mended(ignore):
+    model, batches = broken()
+    if ignore == ("*",):
+        ignore = ("stale_statistics", "statistics_gap")
+    done = mend(model, batches, ignore=ignore)
+    assert "measure_statistics" not in done.applied
+    assert torch.equal(done.model[5].running_mean, model[5].running_mean)
+
+
+def test_mended_weights_can_be_read_as_other_files_are(tmp_path):
+    model, batches = broken()
+    path = mend(model, batches).write(tmp_path / "w.safetensors")
+    (tmp_path / "other").write_text("")
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_gamma_that_is_no_number_is_named_with_data_too():
+    model, batches = fitting()
+    with torch.no_grad():
+        model[1].weight[2] = float("nan")
+    with pytest.raises(ValueError, match=r"γ or β of '1' hold NaN") as told:
+        livella.inspect(model, batches, progress=False)
+    assert "\n" not in str(told.value)

@@ -44,9 +44,9 @@ class Share(NamedTuple):
 
 def suspects(met: Met) -> list[LayerEstimate]:
     """Give the layers whose running statistics differ from the data, in the order of calls."""
-    order = list(met.callers.calls)
+    order = {name: place for place, name in enumerate(met.callers.calls)}
     off = [each for each in met.estimates.values() if _is_off(each)]
-    return sorted(off, key=lambda each: order.index(each.name))
+    return sorted(off, key=lambda each: order.get(each.name, len(order)))
 
 
 def _is_off(estimate: LayerEstimate) -> bool:
@@ -65,7 +65,7 @@ def shares(data: Data, met: Met, tried: Sequence[LayerEstimate]) -> dict[str, Sh
     names = tuple(each.name for each in tried)
     if not names:
         return {}
-    game = Game(data, met)
+    game = Game(data, met, names)
     with data.bar() as bar:
         bar.begin(f"{len(names)} layers")
         if len(names) <= EXACT:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
+
+from torch.nn.modules.batchnorm import _NormBase
 
 from livella.diagnosis import mixture
 from livella.diagnosis.measure import (
@@ -13,7 +15,6 @@ from livella.diagnosis.measure import (
     JudgeOf,
     Means,
     batch_norms,
-    batch_pass,
     can_be_mixed,
     means_of,
     of_mixture,
@@ -24,6 +25,7 @@ from livella.diagnosis.mixture import Mixture
 from livella.diagnosis.records import Gap
 from livella.diagnosis.scores import Scores
 from livella.model import feeding
+from livella.model.freeze import is_frozen
 
 PARTS = 4
 """One of so many parts is held out."""
@@ -36,7 +38,7 @@ def gap(data: Data, judge_of: JudgeOf) -> Gap:
     to be trusted are those by the statistics of the part held out.
     """
     layers = batch_norms(data.model)
-    mixed, held = _mixed(data), data.batches
+    mixed, held = _mixed(data, layers), data.batches
     if mixed:
         quarters = [mixture.cut(batch, _quarter(batch)) for batch in mixed]
         held = [parts[0] for parts in quarters]
@@ -47,7 +49,8 @@ def gap(data: Data, judge_of: JudgeOf) -> Gap:
         seen_data = dataclasses.replace(data, batches=_Part(data.batches, held=False))
         found, right = of_rounds(seen_data, layers), of_rounds(held_data, layers)
         held = held_data.batches
-    return _tried(data, judge_of, held, means_of(found), means_of(right))
+    free = {name: means for name, means in means_of(found).items() if not is_frozen(layers[name])}
+    return _tried(data, judge_of, held, free, means_of(right))
 
 
 def _tried(
@@ -58,20 +61,16 @@ def _tried(
     right: Means,
 ) -> Gap:
     scores: Scores | None = None
-    layers = batch_norms(data.model)
     for batch in feeding.on_device(data.model, held):
         beside = output_by(data, batch, right)
         scores = scores or Scores(judge_of(beside, batch))
-        with batch_pass(data.model, layers) as reading:
-            own = data.output(reading, batch)
-        outputs = (output_by(data, batch, {}), output_by(data, batch, found), own)
-        scores.add(batch, outputs, beside)
+        scores.add(batch, output_by(data, batch, {}), output_by(data, batch, found), beside)
     assert scores is not None, "there is a part to hold out where there are data"
     return scores.gap()
 
 
-def _mixed(data: Data) -> list[Any]:
-    if not can_be_mixed(data):
+def _mixed(data: Data, layers: Mapping[str, _NormBase]) -> list[Any]:
+    if not can_be_mixed(data, layers):
         return []
     shown = Mixture()
     for batch in data:

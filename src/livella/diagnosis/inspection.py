@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from livella.diagnosis.scoring import AUTO, Auto, Judge, Loss, Target
 from livella.model import feeding, given
 from livella.model.estimate import LayerEstimate
 from livella.model.feeding import Forward
+from livella.model.randomness import random_kept
 from livella.report import files, inspection_html, inspection_text, sarif
 
 
@@ -135,9 +138,10 @@ def inspect(
     if batches is not None:
         data = Data(model, batches, forward or feeding.feed, progress)
         judge_of = functools.partial(Judge.of, loss=loss, target=target, model=model)
-        seen = _with_data(seen, data, judge_of)
-        if deploy is not None:
-            seen = _with_deployment(seen, dataclasses.replace(data, batches=deploy))
+        with random_kept(), _broken_told(layers):  # loaders draw, and so may a model
+            seen = _with_data(seen, data, judge_of)
+            if deploy is not None:
+                seen = _with_deployment(seen, dataclasses.replace(data, batches=deploy))
     findings, ignored = accepted.sort_out(findings_of(seen), ignore)
     return Inspection(
         seen,
@@ -147,6 +151,25 @@ def inspect(
         provenance=provenance.of_run(torch.get_num_threads()),
         ignored=ignored,
     )
+
+
+@contextmanager
+def _broken_told(layers: Sequence[Layer]) -> Iterator[None]:
+    """Name the layers whose γ or β make NaN of what the next ones meet."""
+    try:
+        yield
+    except ValueError as error:
+        broken = [
+            repr(layer.name)
+            for layer in layers
+            if not all(map(math.isfinite, (*(layer.weight or ()), *(layer.bias or ()))))
+        ]
+        if not broken:
+            raise
+        raise ValueError(
+            f"{error}; γ or β of {', '.join(broken)} hold NaN or infinity, which can only be "
+            "trained again; inspect the model without data for the rest"
+        ) from error
 
 
 def _check(batches: Iterable[Any] | None, deploy: Iterable[Any] | None) -> None:

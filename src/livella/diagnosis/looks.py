@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella.diagnosis.measure import Data, Met, batch_pass
+from livella.diagnosis.mixture import cut
 from livella.diagnosis.scoring import Judge
+from livella.model import feeding
+from livella.model.randomness import random_kept
 from livella.moments import Moments
 from livella.study.probes import ratio
 
@@ -20,7 +23,7 @@ from livella.study.probes import ratio
 @contextmanager
 def _dropping(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     modules = [model.get_submodule(name) for name in names]
-    with torch.random.fork_rng(devices=[]):
+    with random_kept():
         torch.manual_seed(0)
         for module in modules:
             module.training = True
@@ -69,7 +72,8 @@ def gradients(data: Data, met: Met, layers: Mapping[str, _NormBase]) -> dict[str
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     try:
         with batch_pass(data.model, layers, wanted=()), torch.enable_grad():
-            _backward(data, met.mixed[0], judge)
+            # No larger than a batch of training, whose gradients fit into memory.
+            _backward(data, met.mixed[0] if met.whole else cut(met.mixed[0], met.usual)[0], judge)
     finally:
         for handle in handles:
             handle.remove()
@@ -77,6 +81,7 @@ def gradients(data: Data, met: Met, layers: Mapping[str, _NormBase]) -> dict[str
 
 
 def _backward(data: Data, batch: Any, judge: Judge) -> None:
+    batch = feeding.to_device(batch, feeding.device_of(data.model))
     loss = judge.loss_of(data.forward(data.model, batch), batch)
     trained = [p for p in data.model.parameters() if p.requires_grad]
     if loss is not None and loss.requires_grad and trained:

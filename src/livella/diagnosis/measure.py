@@ -7,7 +7,7 @@ buffers' place and take them away again (`livella.model.measure`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,9 +17,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella.diagnosis.callers import Callers
-from livella.diagnosis.mixture import Mixture, UnmixableError, halves, reversed_batch
+from livella.diagnosis.mixture import (
+    Mixture,
+    UnmixableError,
+    halves,
+    joined,
+    reversed_batch,
+    turned,
+)
 from livella.diagnosis.records import Gap
-from livella.diagnosis.scores import Judged, Scores, judged
+from livella.diagnosis.scores import Judged, Mean, Scores, judged
 from livella.diagnosis.scoring import Judge
 from livella.model import feeding, sites
 from livella.model.estimate import LayerEstimate, estimates_of
@@ -33,9 +40,15 @@ from livella.moments import Moments
 FEW = 8
 """Batches that stand for data which cannot be mixed."""
 ALL = 1024
-"""Examples up to which the model is tried on all, and on every other batch beyond."""
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+"""Examples up to which the model is tried on all batches, and on half of them beyond."""
+REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What models raise at a batch that they cannot take."""
+LABELLED = 16
+"""Examples from which on it can be told whether labels mean anything."""
+GONE = (
+    "inspect: the batches gave nothing when they were read again; pass a loader or a list, which "
+    "can be read several times"
+)
 TOLD = 256
 """Examples on which it is told how far outputs are apart by chance."""
 ROUNDS = 3
@@ -59,7 +72,8 @@ class Data:
     progress: bool | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        return feeding.on_device(self.model, self.batches)
+        batches = feeding.on_device(self.model, self.batches)
+        return (batch for batch in batches if feeding.samples_in(batch))
 
     def bar(self, total: int | None = None) -> Bar:
         """Give a bar for so many batches, by default all."""
@@ -67,7 +81,8 @@ class Data:
         return Bar("inspect", self.progress, known)
 
     def output(self, reading: Pass, batch: Any) -> Any:
-        """Call the model on a batch in a pass."""
+        """Call the model on a batch in a pass, wherever the batch was kept."""
+        batch = feeding.to_device(batch, feeding.device_of(self.model))
         outputs: list[Any] = []
         reading.run(lambda: outputs.append(self.forward(self.model, batch)))
         return outputs[0]
@@ -84,6 +99,7 @@ class Met:
         as_given: what each call met in the batches as they come, each normalized by itself.
         estimates: by layer, the population as inference would meet it.
         own: the scores of each batch by itself, where labels tell them at once.
+        whole: whether batches cannot be taken apart.
         halves: mean and variance by layer, of two halves of the data.
         mixed: batches that stand for all of the data; those given where they cannot be mixed.
 
@@ -97,6 +113,7 @@ class Met:
     own: list[Judged] = field(default_factory=list)
     halves: list[Means] = field(default_factory=list)
     mixed: list[Any] = field(default_factory=list)
+    whole: bool = False
 
     @property
     def usual(self) -> int:
@@ -116,18 +133,53 @@ JudgeOf = Callable[[Any, Any], Judge]
 def meet(data: Data, layers: Mapping[str, _NormBase], judge_of: JudgeOf, what: str) -> Met:
     """Read the data, and measure what the layers meet: in the batches, and in the population."""
     met, mixture = _as_given(data, layers, judge_of, what)
-    met.mixed = mixture.batches() if can_be_mixed(data) else []
+    met.mixed = mixture.batches() if can_be_mixed(data, layers) else []
     if met.mixed:
         met.estimates, met.halves = of_mixture(data, layers, met.mixed)
-    else:
-        met.estimates = of_rounds(data, layers)
-        met.mixed = list(islice(data, FEW))
-        parts = [_by_the_batch(data, layers, half) for half in halves(met.mixed)]
-        met.halves = [means_of(estimates_of(layers, part)) for part in parts]
+    if not met.as_given.keys() <= met.estimates.keys():  # or a mixture goes another way
+        _keep_whole(data, layers, met)
     trusted = output_by(data, met.mixed[0], met.population)
-    met.judge.see(trusted, met.mixed[0])
+    if met.judge.guessed and not met.whole and not _mean_something(data, met, trusted):
+        met.judge = met.judge.without_labels("tells right from wrong outputs no better than chance")
+        met.own = []
+    if not met.judge.counted:
+        met.judge.see(trusted, met.mixed[0])
     met.judge.merit(trusted, met.mixed[0], trusted)  # what is decided by the first is decided now
     return met
+
+
+def _keep_whole(data: Data, layers: Mapping[str, _NormBase], met: Met) -> None:
+    """Measure the population on the batches as they come, some of which stand for all."""
+    met.whole, met.estimates = True, of_rounds(data, layers)
+    met.mixed = list(islice(data, 0, None, -(-len(met.sizes) // FEW)))
+    if not met.mixed:
+        raise ValueError(GONE)
+    parts = (met.mixed[::2], met.mixed[1::2] or met.mixed)
+    records = [_by_the_batch(data, layers, part) for part in parts]
+    met.halves = [means_of(estimates_of(layers, each)) for each in records]
+
+
+def _mean_something(data: Data, met: Met, trusted: Any) -> bool:
+    """Whether outputs are better by the labels that were found than those of other examples are.
+
+    By the statistics of the data, or by the running ones; and by the former not worse. Class
+    numbers that come with an autoencoder's images are no labels of its outputs.
+    """
+    batch = met.mixed[0]
+    samples = feeding.samples_in(batch)
+    if samples < LABELLED:
+        return True
+    better = []
+    for output in (trusted, output_by(data, batch, {})):
+        try:
+            pair = (output, turned(output, samples))
+        except UnmixableError:
+            return True
+        own, others = (met.judge.merit(each, batch, trusted) for each in pair)
+        better.append(Mean())
+        better[-1].add(own - others)
+    worse = better[0].mean < -better[0].interval
+    return not worse and any(each.mean > each.interval for each in better)
 
 
 def _as_given(
@@ -144,7 +196,9 @@ def _as_given(
             callers.seen = True
             met = met or Met(callers, judge_of(output, batch))
             met.sizes.append(feeding.samples_in(batch))
-            if met.judge.counted:
+            if met.judge.counted and met.judge.has_scale:
+                met.judge.see(output, batch)
+            elif met.judge.counted:
                 met.own.append(judged(met.judge, output, batch, output))
             mixture.show(batch)
             bar.advance()
@@ -154,11 +208,19 @@ def _as_given(
     return met, mixture
 
 
-def can_be_mixed(data: Data) -> bool:
-    """Whether each example keeps its outputs where its neighbours are others: try it once."""
-    batch = next(iter(data))
+def can_be_mixed(data: Data, layers: Mapping[str, _NormBase]) -> bool:
+    """Whether each example keeps its outputs where its neighbours are others: try it once.
+
+    On a batch and its reverse, which have the same moments and are normalized by them; of batches
+    of one the first two make one.
+    """
+    first = list(islice(data, 2))
     try:
-        outputs = [output_by(data, each, {}) for each in (batch, reversed_batch(batch))]
+        alone = [each for each in first if feeding.samples_in(each) == 1]
+        batch = joined(first) if len(alone) == 2 else first[0]
+        if feeding.samples_in(batch) < 2:
+            return False
+        outputs = [_by_itself(data, layers, each) for each in (batch, reversed_batch(batch))]
     except (UnmixableError, *REFUSALS):
         return False
     samples = feeding.samples_in(batch)
@@ -274,24 +336,40 @@ def batch_pass(
 def gap(data: Data, met: Met) -> Gap | None:
     """Try the model by its running statistics, those of the data, and each batch's own.
 
-    On every other batch, as they come; on all where examples are few.
+    On half of the batches, drawn at random, as they come; on all where examples are few.
     """
     if not met.estimates:
         return None
-    scores, every = Scores(met.judge), 2 if sum(met.sizes) > ALL else 1
+    scores, own, chosen = Scores(met.judge), list[Judged](), _drawn(met.sizes)
     population, layers = met.population, batch_norms(data.model)
-    with data.bar(-(-len(met.sizes) // every)) as bar:
+    with data.bar(len(chosen)) as bar:
         bar.begin("by statistics")
-        for batch in islice(data, 0, None, every):
+        for number, batch in enumerate(data):
+            if number not in chosen:
+                continue
             good = output_by(data, batch, population)
-            own = good if met.own else _by_itself(data, layers, batch)
-            scores.add(batch, (output_by(data, batch, {}), good, own), good)
+            scores.add(batch, output_by(data, batch, {}), good, good)
+            if met.own:
+                own.append(met.own[number])
+            else:
+                own.append(judged(met.judge, _by_itself(data, layers, batch), batch, good))
             bar.advance()
-    found = scores.gap(met.own)
+    if not own:
+        raise ValueError(GONE)
+    found = scores.gap(own)
     if found.counted or found.lost <= found.error:
         return found
     # Halves are from each other twice as far as the whole is from the truth: √(1/½ + 1/½) = 2.
     return dataclasses.replace(found, error=found.error + 0.5 * _chance(data, met))
+
+
+def _drawn(sizes: Sequence[int]) -> set[int]:
+    """Choose the batches to score: all, or a half that no order of the data can favour."""
+    count = len(sizes)
+    if sum(sizes) <= ALL:
+        return set(range(count))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return set(order[: -(-count // 2)].tolist())
 
 
 def _by_itself(data: Data, layers: Mapping[str, _NormBase], batch: Any) -> Any:

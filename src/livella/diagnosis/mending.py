@@ -52,8 +52,9 @@ class Game:
     (stratified sampling; Cochran 1977, "Sampling Techniques", section 5).
     """
 
-    def __init__(self, data: Data, met: Met) -> None:
+    def __init__(self, data: Data, met: Met, names: Sequence[str]) -> None:
         self._data, self._judge, self._population = data, met.judge, met.population
+        self._names, self._whole = tuple(names), met.whole
         self._pool = list(self._strata(met.mixed))
         layers, examples = max(1, len(met.estimates)), sum(met.sizes)
         passes, enough = PASSES, examples
@@ -121,7 +122,7 @@ class Game:
         good = output_by(self._data, batch, self._population)
         brought = dict.fromkeys(order, 0.0)
         done = {*before, *chain.from_iterable(order)}
-        opposite = tuple(name for name in self._population if name not in done)
+        opposite = tuple(name for name in self._names if name not in done)
         for start, walked in ((before, order), (opposite, order[::-1])):
             mended = list(start)
             last = self.worth(batch, good, mended)
@@ -139,6 +140,9 @@ class Game:
 
         One part of all where examples cannot be told apart, or most are changed.
         """
+        if self._whole:
+            yield 1.0, list(batches)
+            return
         changed: list[Any] = []
         others: list[Any] = []
         alike = [each for each in batches if mixture.are_alike(each, batches[0])]
@@ -146,9 +150,8 @@ class Game:
             examples = mixture.cut(batch, 1)
             good = output_by(self._data, batch, self._population)
             lost = self.worth(batch, good, self._population) - self.worth(batch, good, ())
-            if len(lost) != len(examples):
-                yield 1.0, list(batches)
-                return
+            if len(lost) != len(examples):  # some have no label, and which is not known
+                lost = torch.ones(len(examples))
             for example, value in zip(examples, lost.tolist(), strict=True):
                 (changed if value else others).append(example)
         count = len(changed) + len(others)
@@ -171,7 +174,9 @@ class Game:
     def _drawn(self, size: int) -> Iterator[Part]:
         """Give parts of so many examples, evenly from the strata, all before any comes again."""
         each = size // len(self._pool)
-        drawn = [cycle(_parts(examples, each)) for _, examples in self._pool]
+        drawn = [
+            cycle(examples if self._whole else _parts(examples, each)) for _, examples in self._pool
+        ]
         shares = [share for share, _ in self._pool]
         while True:
             parts = [next(stratum) for stratum in drawn]
@@ -184,8 +189,6 @@ class Game:
 
 
 def _parts(examples: list[Any], size: int) -> list[Any]:
-    """Put examples together, so many at a time; what has several already is left as it is."""
-    if any(feeding.samples_in(example) > 1 for example in examples):
-        return examples
+    """Put examples together, so many at a time."""
     count = max(1, len(examples) // size)
     return [mixture.joined(examples[k::count]) for k in range(count)]

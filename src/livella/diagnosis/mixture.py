@@ -6,8 +6,10 @@ evenly from all of them, and put together anew, are.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,26 +50,25 @@ class Mixture:
         """Take some examples of a batch in."""
         if not self._mixes:
             return
-        samples = feeding.samples_in(batch)
-        self._largest = max(self._largest, samples)
+        self._largest = max(self._largest, feeding.samples_in(batch))
         try:
-            examples = _examples(batch)
+            for example in _examples(batch):
+                self._take(example)
         except UnmixableError:
             self._mixes, self._kept = False, []
-            return
-        if not self._kept and examples:
-            self._room = max(LEAST, min(MOST, BYTES // max(1, _size(examples[0])[1])))
-        for example in examples:
-            self._take(example)
 
     def _take(self, example: Any) -> None:
         self._shown += 1
+        room = max(LEAST, min(MOST, BYTES // max(1, _size(example)[1])))
+        if room < self._room:  # larger than those before: of these as many fit
+            self._room = room
+            self._kept = self._kept[:room]
         if len(self._kept) < self._room:
-            self._kept.append(_mapped(Tensor.clone, example))
+            self._kept.append(_mapped(_own, example))
             return
         place = int(torch.randint(self._shown, (), generator=self._random))
         if place < self._room:
-            self._kept[place] = _mapped(Tensor.clone, example)
+            self._kept[place] = _mapped(_own, example)
 
     def batches(self) -> list[Any]:
         """Give what was kept in mixed batches of even size; empty where batches do not mix."""
@@ -105,8 +106,18 @@ def cut(batch: Any, size: int) -> list[Any]:
 
 def joined(batches: list[Any]) -> Any:
     """Put batches together into one."""
-    examples = [each for b in batches for each in _examples(b)]
-    return batches[0] if len(batches) == 1 else _together(examples)
+    if len(batches) == 1:
+        return batches[0]
+    return _together([each for batch in batches for each in _examples(batch)])
+
+
+def turned(output: Any, samples: int) -> Any:
+    """Give each example the output of the one before."""
+
+    def turn(tensor: Tensor) -> Tensor:
+        return tensor.roll(1, 0) if tensor.dim() and len(tensor) == samples else tensor
+
+    return _mapped(turn, output)
 
 
 def halves(batches: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -203,9 +214,19 @@ def _like(value: Any, items: Sequence[Any]) -> Any:
     """Give the same form with other contents."""
     if isinstance(value, tuple | list):
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    names = list(_named(value) or {})
-    filled = dict(zip(names, items, strict=True))
-    return filled if isinstance(value, Mapping) else dataclasses.replace(value, **filled)
+    filled = dict(zip(_named(value) or {}, items, strict=True))
+    if type(value) is dict:
+        return filled
+    if isinstance(value, dict | UserDict):  # whose copies share nothing but their values
+        made = copy.copy(value)
+        made.update(filled)
+        return made
+    if isinstance(value, Mapping):
+        raise UnmixableError
+    try:
+        return dataclasses.replace(value, **filled)
+    except (TypeError, ValueError) as error:  # fields that are not given, or are checked
+        raise UnmixableError from error
 
 
 def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -224,6 +245,11 @@ def are_alike(batch: Any, other: Any) -> bool:
     return [(t.shape[1:], t.dtype) for t in feeding.tensors_in(batch)] == [
         (t.shape[1:], t.dtype) for t in feeding.tensors_in(other)
     ]
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Copy what is kept, out of its batch and off the accelerator."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _shape(example: Any) -> Any:

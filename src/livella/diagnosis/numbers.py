@@ -39,14 +39,14 @@ def measured(estimate: LayerEstimate, met: Met) -> Measured:
     The moments are those of the population; what batches are worth, and how they differ, is of the
     batches as they came.
     """
-    as_given = met.as_given[estimate.name]
+    as_given = met.as_given.get(estimate.name, estimate)
     moments, first = estimate.moments, as_given.records[0]
     noise, effective = _noise(estimate.records[0], met.usual, estimate.layer.eps)
     return Measured(
-        calls=met.callers.calls[estimate.name],
+        calls=met.callers.calls.get(estimate.name, len(estimate.records)),
         samples=0 if first.scatter is None else first.scatter.samples,
         batches=0 if first.scatter is None else first.scatter.batches,
-        values=float(met.usual * met.callers.positions[estimate.name]),
+        values=float(met.usual * met.callers.positions.get(estimate.name, 1)),
         mean=tuple(moments.mean.tolist()),
         variance=tuple(variance_of(moments).tolist()),
         error=estimate.error,

@@ -162,6 +162,7 @@ class Gap:
         error: half the width of the 95 % interval of `lost`, example by example; without labels
             with what statistics of so few data leave to chance.
         beyond: what the data's statistics lose against each batch's own.
+        beyond_error: half the width of its 95 % interval, batch by batch.
         examples: how many were scored.
         counted: what the score is of: "class numbers", "pixels", …; empty without labels.
         labels: what was used as labels: "batch[1]", "batch['mask']", "target="; empty without.
@@ -179,6 +180,7 @@ class Gap:
     labels: str = ""
     loss: Trio | None = None
     unread: tuple[str, ...] = ()
+    beyond_error: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,10 @@ REMEDIES: dict[str, Remedy] = {
         "livella.freeze(model, [layer]): it holds through model.train(), copies and checkpoints.",
         _freeze,
     ),
+    "unfreeze": Remedy(
+        Safety.ADVICE,
+        "It is frozen: livella.unfreeze(model, [layer]), measure again, and freeze it again.",
+    ),
     "adapt": Remedy(
         Safety.CHANGING,
         "Scale the input as in training; else livella.adapt(model, deployment_batches).",

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from livella.diagnosis import held_out
+from livella.diagnosis import facts, held_out
 from livella.diagnosis.checks.damage import of_beyond, of_model
 from livella.diagnosis.inspection import Inspection, inspect
 from livella.diagnosis.measure import Data, JudgeOf, output_by
@@ -41,7 +42,8 @@ class Repair:
         model: the copy; the model given is as it was.
         before: the inspection of the model given.
         after: that of the copy.
-        applied: the layers each remedy was applied to, by its id.
+        applied: the layers that asked for each remedy, by its id; statistics are measured for all
+            that are not frozen, as each layer's are those behind the others'.
         declined: why statistics were not measured though something spoke for it; empty otherwise.
         deployed: the score on the deployment data before and after an adaptation to them; none
             where there was none, or no labels tell it.
@@ -73,6 +75,8 @@ class Repair:
     def left(self) -> str:
         """What gap stays between training and use, and why; empty where there is none."""
         gap = self.after.seen.gap
+        if "adapt" in self.applied:  # it is not to do well on these data
+            return ""
         if of_model(self.after.seen) is not Level.NOTE:
             reason = self.declined or "statistics measured on these data do not bring it back"
             assert gap is not None, "what is lost was measured"
@@ -105,7 +109,12 @@ class Repair:
         path = Path(path)
         tensors = {k: v.detach().clone().contiguous() for k, v in self.model.state_dict().items()}
         with beside(path) as place:
+            place.touch()
+            mode = (
+                place.stat().st_mode
+            )  # as files are made here; safetensors' are the owner's alone
             save_file(tensors, place)
+            place.chmod(mode)
         return path
 
     @property
@@ -184,14 +193,17 @@ def repair(
     }  # fmt: skip
     before = inspect(model, batches, **options)
     data = Data(model, batches, forward or feeding.feed, progress)
-    judge_of = functools.partial(Judge.of, loss=loss, target=target, model=model)
+    unread = before.seen.gap is None or not before.seen.gap.counted
+    judge_of = functools.partial(
+        Judge.of, loss=loss, target=None if unread else target, model=model
+    )
     asked, declined = _asked(before, data, judge_of, changing)
     mended = copy.deepcopy(model)
     means = Means(batches, deploy, forward or feeding.feed, progress)
     applied: dict[str, tuple[str, ...]] = {}
     with warnings.catch_warnings():  # what they warn of was found already
         warnings.simplefilter("ignore", UserWarning)
-        for name, layers in asked.items():
+        for name, layers in _of_all(asked).items():
             act = REMEDIES[name].act
             assert act is not None
             chosen = tuple(layer for layer in before.seen.layers if layer.name in layers)
@@ -227,10 +239,12 @@ def _asked(
     asked = wanted(before.findings, changing)
     asked.pop(MEASURE, None)
     layers = _to_measure(before)
+    held_fast = [each.name for each in before.seen.layers if each.frozen and each.name in layers]
+    layers = [name for name in layers if name not in held_fast]
+    names = ", ".join(name or "the model itself" for name in held_fast)
+    frozen = f"{names} is frozen: livella.unfreeze it first" if held_fast else ""
     if not layers:
-        return asked, ""
-    if not _measurable(before):
-        return asked, "every layer that keeps statistics is frozen; livella.unfreeze(model) first"
+        return asked, frozen
     held = held_out.gap(data, judge_of)
     if held.lost < -held.error or (held.lost <= 0 and not _is_broken(before)):
         return asked, (
@@ -238,28 +252,36 @@ def _asked(
             f"({held.score.population:.3g} against {held.score.running:.3g}): the data are few, or "
             "not those of training"
         )
-    named = {name: asked.get(name, []) for name in REMEDIES}
-    return {k: v for k, v in (named | {MEASURE: layers}).items() if v}, ""
+    return {**asked, MEASURE: layers}, frozen
 
 
 def _to_measure(before: Inspection) -> list[str]:
-    """Name the layers whose statistics are to be measured: those that findings say, or the gap."""
-    gap = before.seen.gap
+    """Name the layers whose statistics are to be measured: those that findings say, or the gap.
+
+    What is ignored says nothing.
+    """
+    gap, accepted = before.seen.gap, {f.layer for f in before.ignored if _asks(f.remedy)}
     asked = [f for f in before.findings if f.level is not Level.NOTE and _asks(f.remedy)]
-    lost = gap is not None and gap.lost > max(gap.error, LOST)
+    lost = "" not in accepted and gap is not None and gap.lost > max(gap.error, LOST)
     if not asked and not lost:
         return []
     named = [f.layer for f in asked if f.layer]
     shared = [layer.name for layer in before.seen.layers if layer.share and layer.name not in named]
-    return named + shared or [each.name for each in before.seen.layers if each.off is not None]
+    found = named + shared or [each.name for each in before.seen.layers if each.off is not None]
+    return [name for name in found if name not in accepted]
+
+
+def _of_all(asked: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Give what any process asks for, in the order of the table: measuring takes all of them."""
+    everyones = [asked] * facts.processes()
+    if len(everyones) > 1:
+        dist.all_gather_object(everyones, asked)
+    named = {n: [layer for each in everyones for layer in each.get(n, [])] for n in REMEDIES}
+    return {name: list(dict.fromkeys(layers)) for name, layers in named.items() if layers}
 
 
 def _asks(remedy: str) -> bool:
     return remedy == MEASURE or (remedy in REMEDIES and MEASURE in REMEDIES[remedy].also)
-
-
-def _measurable(before: Inspection) -> bool:
-    return any(layer.off is not None and not layer.frozen for layer in before.seen.layers)
 
 
 def _is_broken(before: Inspection) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,49 +19,93 @@ NORMAL = 1.96
 
 
 class Judged(NamedTuple):
-    """The score of each example of a batch, and the loss of the batch; NaN where there is none."""
+    """What is kept of a batch: the sum of its scores, how many, and the loss; NaN without one."""
 
-    merit: Tensor
+    merit: float
+    scored: int
     loss: float
     samples: int
 
 
 def judged(judge: Judge, output: Any, batch: Any, beside: Any) -> Judged:
     """Score an output, beside one that is to be trusted."""
+    return _kept(judge, output, batch, judge.merit(output, batch, beside))
+
+
+def _kept(judge: Judge, output: Any, batch: Any, merit: Tensor) -> Judged:
     loss = judge.loss_of(output, batch)
     value = math.nan if loss is None else float(loss)
-    return Judged(judge.merit(output, batch, beside), value, feeding.samples_in(batch))
+    return Judged(float(merit.sum()), len(merit), value, feeding.samples_in(batch))
+
+
+@dataclass
+class Mean:
+    """The mean of values that are seen a part at a time, and how sure it is."""
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Take in a part: moments merge (Chan et al.)."""
+        if not len(values):
+            return
+        count, mean = self.count + len(values), float(values.mean())
+        delta = mean - self.mean
+        self.m2 += float((values - mean).square().sum())
+        self.m2 += delta**2 * self.count * len(values) / count
+        self.mean += delta * len(values) / count
+        self.count = count
+
+    @property
+    def interval(self) -> float:
+        """Half the width of the 95 % interval of the mean, the values being independent.
+
+        With one more value of the largest size there could be: of ten equal ones the next may
+        differ.
+        """
+        if self.count < 2:
+            return math.inf
+        return NORMAL * math.sqrt(self.m2 / (self.count - 1) / self.count) + 1 / self.count
 
 
 class Scores:
-    """Scores of the outputs by the running statistics, by the data's, and by each batch's own."""
+    """Scores of the outputs by the running statistics, and by those of the data."""
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
-        self._found: tuple[list[Judged], list[Judged], list[Judged]] = ([], [], [])
+        self._running: list[Judged] = []
+        self._population: list[Judged] = []
+        self._lost = Mean()
 
-    def add(self, batch: Any, outputs: tuple[Any, Any, Any], beside: Any) -> None:
-        """Take in a batch with the three outputs for it, and those to be trusted."""
-        for output, found in zip(outputs, self._found, strict=True):
-            found.append(judged(self._judge, output, batch, beside))
+    def add(self, batch: Any, running: Any, population: Any, beside: Any) -> None:
+        """Take in a batch with both outputs for it, and those to be trusted."""
+        merits = [self._judge.merit(each, batch, beside) for each in (running, population)]
+        self._running.append(_kept(self._judge, running, batch, merits[0]))
+        self._population.append(_kept(self._judge, population, batch, merits[1]))
+        self._lost.add(merits[1] - merits[0])
 
-    def gap(self, own: list[Judged] | None = None) -> Gap:
-        """Give what they say of the network; `own` are the scores by each batch's own, if known."""
-        parts = (*self._found[:2], own or self._found[2])
-        running, population, by_batch = (torch.cat([each.merit for each in p]) for p in parts)
-        lost = population - running
-        if self._judge.loss is not None and any(math.isnan(each.loss) for each in parts[1]):
+    def gap(self, own: Sequence[Judged] = ()) -> Gap:
+        """Give what they say of the network; `own` are the scores by each batch's own.
+
+        Raises:
+            ValueError: a loss of the user's that is NaN where the network is in order.
+
+        """
+        if self._judge.loss is not None and any(math.isnan(e.loss) for e in self._population):
             raise ValueError(
                 "loss: expected a number, got NaN by the statistics of the data, by which the "
                 "network is in order; look at the loss, and at the labels that it reads"
             )
-        score = Trio(*(float(merit.mean()) for merit in (running, population, by_batch)))
+        parts = (self._running, self._population, own or self._population)
+        score = Trio(*map(_score, parts))
         return Gap(
             score=score,
-            lost=float(lost.mean()),
-            error=interval(lost),
+            lost=self._lost.mean,
+            error=self._lost.interval,
             beyond=score.batch - score.population,
-            examples=len(lost),
+            beyond_error=_apart(self._population, own),
+            examples=self._lost.count,
             counted=self._judge.counted,
             labels=self._judge.labels,
             loss=_losses(parts),
@@ -68,22 +113,28 @@ class Scores:
         )
 
 
-def _losses(parts: Iterable[list[Judged]]) -> Trio | None:
-    """The mean over the samples; none where no loss is told."""
-    means = []
-    for part in parts:
-        weights = torch.tensor([each.samples for each in part], dtype=torch.float64)
-        losses = torch.tensor([each.loss for each in part], dtype=torch.float64)
-        means.append(float((weights * losses).sum() / weights.sum()))
-    return None if all(map(math.isnan, means)) else Trio(*means)
+def _score(part: Sequence[Judged]) -> float:
+    return sum(each.merit for each in part) / max(1, sum(each.scored for each in part))
 
 
-def interval(values: Tensor) -> float:
-    """Half the width of the 95 % interval of the mean of independent values.
+def _apart(one: Sequence[Judged], other: Sequence[Judged]) -> float:
+    """Half the width of the 95 % interval of the difference of two scores, batch by batch.
 
-    With one more value of the largest size there could be: of ten equal ones the next may differ.
+    Batches differ, as where they are sorted, and are what scatters. One alone says nothing of that.
     """
-    n = len(values)
-    if n < 2:
-        return math.inf
-    return NORMAL * float(values.std()) / math.sqrt(n) + 1 / n
+    differences = Mean()
+    for a, b in zip(one, other, strict=False):
+        if a.scored and b.scored:
+            differences.add(torch.tensor([b.merit / b.scored - a.merit / a.scored]))
+    if differences.count < 2:
+        return 0.0
+    return differences.interval - 1 / differences.count
+
+
+def _losses(parts: Sequence[Sequence[Judged]]) -> Trio | None:
+    """The mean over the samples; none where no loss is told."""
+    means = [
+        sum(each.samples * each.loss for each in part) / sum(each.samples for each in part)
+        for part in parts
+    ]
+    return None if all(map(math.isnan, means)) else Trio(*means)

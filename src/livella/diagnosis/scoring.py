@@ -40,6 +40,8 @@ class Judge:
     loss: Loss | None = None
     found: Found | None = None
     unread: tuple[str, ...] = ()
+    guessed: bool = False
+    """Whether nobody said where the labels are."""
     likeness: Likeness | None = None
     scales: Scales = field(default_factory=Scales, repr=False)
     batches: int = 0
@@ -77,11 +79,12 @@ class Judge:
 
         """
         found, unread = targets.found(output, batch, target, model)
+        guessed = isinstance(target, Auto)
         if loss is not None:
             where = str(found) if found is not None and isinstance(found.place, Place) else ""
             given.check_loss(loss, "loss", where or "batch[1]")
             unread = ()
-        return cls(loss, found, unread)
+        return cls(loss, found, unread, guessed=guessed)
 
     @property
     def counted(self) -> str:
@@ -89,9 +92,19 @@ class Judge:
         return "" if self.found is None else self.found.reading.counted
 
     @property
+    def has_scale(self) -> bool:
+        """Whether scores hang on a scale, which `see` takes in: those of numbers do."""
+        return self.found is None or isinstance(self.found.reading, Numbers)
+
+    @property
     def labels(self) -> str:
         """Where they are."""
         return "" if self.found is None else str(self.found)
+
+    def without_labels(self, why: str) -> Judge:
+        """Give one that goes without, and names them with the reason as not understood."""
+        told = f"{self.labels}, which {why}"
+        return Judge(self.loss, None, (*self.unread, told))
 
     def see(self, output: Any, batch: Any) -> None:
         """Take in the scale of numbers from a further batch, before anything is scored.

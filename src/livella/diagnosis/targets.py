@@ -210,6 +210,8 @@ def _told(output: Any, batch: Any, target: str | int | Callable[[Any], Any]) -> 
 
 def _place(batch: Any, target: str | int) -> Place:
     by_attribute = not isinstance(batch, Mapping | tuple | list) or hasattr(batch, "_fields")
+    if isinstance(batch, Mapping) and isinstance(target, int) and target in batch:
+        target = str(target)  # by which name entries are known
     place = Place((target,), by_attribute and isinstance(target, str))
     if isinstance(target, str):
         deeper = (p for p, _ in tensors(batch) if p.steps and p.steps[-1] == target)

@@ -49,7 +49,7 @@ def of_model(seen: Seen) -> Level:
 def of_beyond(gap: Gap | None) -> Level:
     """Say how much it matters that no statistics do as well as each batch's own."""
     least = POINTS[0] if gap is not None and gap.counted != "numbers" else UNSURE
-    if gap is None or gap.beyond < least:
+    if gap is None or gap.beyond < least or gap.beyond <= gap.beyond_error:
         return Level.NOTE
     return Level.WARNING
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from livella.diagnosis.records import Finding, Level
+from livella.diagnosis.records import Finding, Layer, Level
+
+
+def measuring(layer: Layer) -> str:
+    """Name the remedy for statistics that are wrong, which frozen layers keep."""
+    return "unfreeze" if layer.frozen else "measure_statistics"
 
 
 def finding(

@@ -17,7 +17,7 @@ from livella.diagnosis.checks.damage import (
     of_model,
     worse,
 )
-from livella.diagnosis.checks.finding import finding
+from livella.diagnosis.checks.finding import finding, measuring
 from livella.diagnosis.records import Distance, Finding, Gap, Layer, Level, Seen
 
 SLIGHT = 0.05
@@ -81,7 +81,8 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
         yield finding(
             level, layer.name,
             f"Its running statistics are not those of the data: {_far(off)}. {costs}",
-            "measure_statistics", share=layer.share,
+            "" if level is Level.NOTE and not _is_open(seen, layer) else measuring(layer),
+            share=layer.share,
             numbers={"offset": off.offset, "ratio": off.ratio, "divergence": off.divergence},
         )  # fmt: skip
 
@@ -92,11 +93,16 @@ def _far(off: Distance) -> str:
     return f"means off by {off.offset:.2g} σ, variances {off.ratio:.2g} times as large"
 
 
+def _is_open(seen: Seen, layer: Layer) -> bool:
+    """Whether something may be lost by it that the data are too few to tell."""
+    return seen.gap is not None and seen.gap.lost >= POINTS[0] and layer.share is None
+
+
 def _costs(seen: Seen, layer: Layer) -> str:
     if layer.share is not None and layer.share >= SHOWN:
         error = f" ± {100 * layer.share_error:.0f}" if layer.share_error else ""
         return f"It answers for {100 * layer.share:.0f}{error} % of the gap."
-    if seen.gap is not None and seen.gap.lost >= POINTS[0] and layer.share is None:
+    if _is_open(seen, layer):
         return "What it costs cannot be told from so few data."
     return "It costs nothing that shows on these data."
 

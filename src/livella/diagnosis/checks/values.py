@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from livella.diagnosis.checks.damage import is_measured, of_cause, of_layer
-from livella.diagnosis.checks.finding import finding
+from livella.diagnosis.checks.finding import finding, measuring
 from livella.diagnosis.records import Finding, Layer, Level, Seen
 
 TINY = 1e-12
@@ -31,7 +31,7 @@ def not_finite(seen: Seen) -> Iterator[Finding]:
                 Level.ERROR, layer.name,
                 f"NaN or infinity in {told}: every output of the network in eval() that depends "
                 "on them is lost.",
-                "measure_statistics" if statistics else "train_again",
+                measuring(layer) if statistics else "train_again",
                 share=layer.share, numbers={name: float(count) for name, count in counts.items()},
             )  # fmt: skip
 
@@ -49,7 +49,7 @@ def negative_variance(seen: Seen) -> Iterator[Finding]:
                 Level.ERROR, layer.name,
                 f"{len(bad)} of {layer.features} running variances are negative, down to "
                 f"{min(bad):.3g}: no square root of them is right.",
-                "measure_statistics", share=layer.share,
+                measuring(layer), share=layer.share,
                 numbers={"channels": len(bad), "least": min(bad)},
             )  # fmt: skip
 
