@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from livella import provenance
-from livella.diagnosis import accepted, attribute, facts, looks, measure, numbers
+from livella.diagnosis import accepted, attribute, facts, gap, looks, measure, numbers
 from livella.diagnosis.checks import CHECKS, findings_of
 from livella.diagnosis.measure import Data, JudgeOf, Met
 from livella.diagnosis.records import Advice, Layer, Record, Seen
@@ -81,8 +81,8 @@ def inspect(
 
     It takes about five evaluation passes over the batches. Where statistics are off, attribution
     takes up to three more beyond 16 layers, and up to 200 over the number of layers in a shallower
-    network (of 1024 examples, where there are fewer), whose passes cost little. Memory does not
-    grow with the number of batches. The model is left bit for bit as it was, whatever happens:
+    network (of 1024 examples, where there are fewer), whose passes cost little. Memory grows
+    by a few numbers a batch. The model is left bit for bit as it was, whatever happens:
     mode, statistics, counters, random state. It runs in evaluation mode but for two batches with
     dropout, if it has any.
 
@@ -190,9 +190,9 @@ def _advice(remedy: str) -> Advice:
 def _with_data(seen: Seen, data: Data, judge_of: JudgeOf) -> Seen:
     norms = measure.batch_norms(data.model)
     met = measure.meet(data, norms, judge_of, "what layers meet")
-    gap = measure.gap(data, met)
+    found = gap.measured(data, met)
     shares = {}
-    if gap is not None and gap.lost > gap.error:
+    if found is not None and found.lost > found.error:
         shares = attribute.shares(data, met, attribute.suspects(met))
     layers = [numbers.told(layer, met, data.model) for layer in seen.layers]
     order = list(met.callers.calls)
@@ -204,7 +204,7 @@ def _with_data(seen: Seen, data: Data, judge_of: JudgeOf) -> Seen:
         samples=sum(met.sizes),
         batch=met.usual,
         unreached=tuple(name for name in norms if name not in met.estimates),
-        gap=gap,
+        gap=found,
     )
 
 

@@ -6,8 +6,7 @@ buffers' place and take them away again (`livella.model.measure`).
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -25,8 +24,7 @@ from livella.diagnosis.mixture import (
     reversed_batch,
     turned,
 )
-from livella.diagnosis.records import Gap
-from livella.diagnosis.scores import Judged, Mean, Scores, judged
+from livella.diagnosis.scores import Judged, Mean, judged
 from livella.diagnosis.scoring import Judge
 from livella.model import feeding, sites
 from livella.model.estimate import LayerEstimate, estimates_of
@@ -39,8 +37,6 @@ from livella.moments import Moments
 
 FEW = 8
 """Batches that stand for data which cannot be mixed."""
-ALL = 1024
-"""Examples up to which the model is tried on all batches, and on half of them beyond."""
 REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What models raise at a batch that they cannot take."""
 LABELLED = 16
@@ -49,8 +45,6 @@ GONE = (
     "inspect: the batches gave nothing when they were read again; pass a loader or a list, which "
     "can be read several times"
 )
-TOLD = 256
-"""Examples on which it is told how far outputs are apart by chance."""
 ROUNDS = 3
 """Readings of batches that cannot be mixed."""
 ALIKE = 1e-2
@@ -220,7 +214,7 @@ def can_be_mixed(data: Data, layers: Mapping[str, _NormBase]) -> bool:
         batch = joined(first) if len(alone) == 2 else first[0]
         if feeding.samples_in(batch) < 2:
             return False
-        outputs = [_by_itself(data, layers, each) for each in (batch, reversed_batch(batch))]
+        outputs = [by_itself(data, layers, each) for each in (batch, reversed_batch(batch))]
     except (UnmixableError, *REFUSALS):
         return False
     samples = feeding.samples_in(batch)
@@ -333,63 +327,10 @@ def batch_pass(
     return reading
 
 
-def gap(data: Data, met: Met) -> Gap | None:
-    """Try the model by its running statistics, those of the data, and each batch's own.
-
-    On half of the batches, drawn at random, as they come; on all where examples are few.
-    """
-    if not met.estimates:
-        return None
-    scores, own, chosen = Scores(met.judge), list[Judged](), _drawn(met.sizes)
-    population, layers = met.population, batch_norms(data.model)
-    with data.bar(len(chosen)) as bar:
-        bar.begin("by statistics")
-        for number, batch in enumerate(data):
-            if number not in chosen:
-                continue
-            good = output_by(data, batch, population)
-            scores.add(batch, output_by(data, batch, {}), good, good)
-            if met.own:
-                own.append(met.own[number])
-            else:
-                own.append(judged(met.judge, _by_itself(data, layers, batch), batch, good))
-            bar.advance()
-    if not own:
-        raise ValueError(GONE)
-    found = scores.gap(own)
-    if found.counted or found.lost <= found.error:
-        return found
-    # Halves are from each other twice as far as the whole is from the truth: √(1/½ + 1/½) = 2.
-    return dataclasses.replace(found, error=found.error + 0.5 * _chance(data, met))
-
-
-def _drawn(sizes: Sequence[int]) -> set[int]:
-    """Choose the batches to score: all, or a half that no order of the data can favour."""
-    count = len(sizes)
-    if sum(sizes) <= ALL:
-        return set(range(count))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return set(order[: -(-count // 2)].tolist())
-
-
-def _by_itself(data: Data, layers: Mapping[str, _NormBase], batch: Any) -> Any:
+def by_itself(data: Data, layers: Mapping[str, _NormBase], batch: Any) -> Any:
+    """Run the model with each layer normalizing by the batch at hand."""
     with batch_pass(data.model, layers) as reading:
         return data.output(reading, batch)
-
-
-def _chance(data: Data, met: Met) -> float:
-    """How far outputs by the statistics of two halves of the data are apart.
-
-    So far, labels aside, are those by any statistics of so few examples.
-    """
-    merits, examples = [], 0
-    for batch in met.mixed:
-        one, other = (output_by(data, batch, half) for half in met.halves)
-        merits.append(met.judge.merit(one, batch, other))
-        examples += feeding.samples_in(batch)
-        if examples >= TOLD:
-            break
-    return 1 - float(torch.cat(merits).mean())
 
 
 def output_by(data: Data, batch: Any, statistics: Mapping[str, Statistics]) -> Any:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+MATTERS = 0.02
+"""Of the score: from here on a loss matters."""
+
 
 class Level(str, Enum):
     """How much a finding matters."""
@@ -181,6 +184,21 @@ class Gap:
     loss: Trio | None = None
     unread: tuple[str, ...] = ()
     beyond_error: float = 0.0
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the score is a share right, as of all labels but numbers."""
+        return bool(self.counted) and not self.is_of_numbers
+
+    @property
+    def is_of_numbers(self) -> bool:
+        """Whether the score is of numbers, which are never just right or wrong."""
+        return self.counted == "numbers"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether much may be lost that so few data cannot tell from chance."""
+        return MATTERS < self.lost <= self.error
 
 
 @dataclass(frozen=True)

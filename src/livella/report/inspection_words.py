@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from livella.diagnosis.records import Gap, Layer, Level, Record
 from livella.report import wording
 
-NUMBERS = "numbers"
-"""What is counted in regression, where nothing is right or wrong."""
 COLUMNS = ("layer", "kind", "channels", "mean off by", "variance ×", "share", "batch worth",
            "noise")  # fmt: skip
-
-
-OPEN = 0.02
-"""Of the score: from here on a loss would matter."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,8 @@ def headline(record: Record) -> str:
 
 
 def _how(record: Record) -> str:
-    measured = record.seen.gap is not None
+    gap = record.seen.gap
+    measured = gap is not None
     if record.worst is Level.ERROR and _is_of_deployment(record):
         return "Wrong on the data of deployment, not on those of training"
     if record.worst is Level.ERROR:
@@ -62,13 +57,8 @@ def _how(record: Record) -> str:
     if measured:
         if beside:
             return "Nothing wrong beside what is ignored"
-        return "Nothing surely wrong" if _is_open(record.seen.gap) else "Healthy"
+        return "Nothing surely wrong" if gap is not None and gap.is_open else "Healthy"
     return f"Nothing wrong in what is stored{' beside what is ignored' if beside else ''}"
-
-
-def _is_open(gap: Gap | None) -> bool:
-    """Whether much may be lost that so few data cannot tell from chance."""
-    return gap is not None and OPEN < gap.lost <= gap.error
 
 
 def _is_of_deployment(record: Record) -> bool:
@@ -106,7 +96,7 @@ def scored(gap: Gap, value: float) -> str:
     """Say a score: so much right, in agreement, or of the highest."""
     if not math.isfinite(value):
         return "no number"
-    if gap.counted == NUMBERS:
+    if gap.is_of_numbers:
         return f"score {value:.3f}"
     return f"{percent(value)} {'right' if gap.counted else 'agreement'}"
 
@@ -119,7 +109,7 @@ def percent(share: float) -> str:
 def caption(gap: Gap) -> str:
     """Say what the bars are of."""
     over = f"over {wording.counted(gap.examples, 'example')}"
-    if gap.counted == NUMBERS:
+    if gap.is_of_numbers:
         return f"Score of the predicted numbers, 1 where none is off, {over}"
     if gap.counted:
         return f"Share right ({gap.counted}), {over}"
@@ -157,7 +147,7 @@ def summary(record: Record, command: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _lost(gap: Gap) -> str:
-    if gap.counted == NUMBERS:
+    if gap.is_of_numbers:
         figures = f"{_thousandths(gap.lost)} ± {_thousandths(gap.error)} of the score"
     else:
         figures = f"{_points(gap.lost)} ± {_points(gap.error)} points"

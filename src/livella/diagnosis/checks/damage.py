@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from livella.diagnosis.records import Gap, Layer, Level, Seen
+from livella.diagnosis.records import MATTERS, Gap, Layer, Level, Seen
 
-POINTS = (0.02, 0.03)
+POINTS = (MATTERS, 0.03)
 """Of the score, lost to statistics: what is worth a warning, and what is an error."""
 UNSURE = 0.1
 """What of a score of numbers, which are never just right or wrong, has to be lost to be told of."""
@@ -48,7 +48,7 @@ def of_model(seen: Seen) -> Level:
 
 def of_beyond(gap: Gap | None) -> Level:
     """Say how much it matters that no statistics do as well as each batch's own."""
-    least = POINTS[0] if gap is not None and gap.counted != "numbers" else UNSURE
+    least = POINTS[0] if gap is not None and not gap.is_of_numbers else UNSURE
     if gap is None or gap.beyond < least or gap.beyond <= gap.beyond_error:
         return Level.NOTE
     return Level.WARNING

@@ -44,7 +44,7 @@ def statistics_gap(seen: Seen) -> Iterator[Finding]:
     if seen.gap is None or level is Level.NOTE:
         return
     score, lost = seen.gap.score, seen.gap.lost
-    if seen.gap.counted in PLAIN:
+    if seen.gap.is_share:
         said = (
             f"{100 * score.running:.1f} % right by its running statistics, "
             f"{100 * score.population:.1f} %"
@@ -57,11 +57,6 @@ def statistics_gap(seen: Seen) -> Iterator[Finding]:
         level, "", f"{said} by the statistics of the data.", "measure_statistics",
         numbers={"running": score.running, "population": score.population, "lost": lost},
     )  # fmt: skip
-
-
-PLAIN = ("class numbers", "one-hot labels", "soft labels", "pixels", "positions",
-         "binary labels", "multi-label")  # fmt: skip
-"""What is counted as right or wrong."""
 
 
 def stale_statistics(seen: Seen) -> Iterator[Finding]:
@@ -224,7 +219,7 @@ def not_of_the_statistics(seen: Seen) -> Iterator[Finding]:
 
 
 def _told(gap: Gap, score: float) -> str:
-    return f"{100 * score:.1f} % right" if gap.counted in PLAIN else f"a score of {score:.3g}"
+    return f"{100 * score:.1f} % right" if gap.is_share else f"a score of {score:.3g}"
 
 
 def gradient_flow(seen: Seen) -> Iterator[Finding]:
