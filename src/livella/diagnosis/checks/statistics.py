@@ -68,6 +68,7 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
     The level is that of the damage where the layer answers for a part of it. Known limit: it
     compares with the data given; of other data they may be right. Remedy: measure them again, safe.
     """
+    matters = of_model(seen) is not Level.NOTE
     for layer in sorted(seen.layers, key=lambda each: -(each.share or 0.0)):
         off, level = layer.off, of_layer(seen, layer)
         if off is None or distance(layer) <= (SHIFT if level is Level.NOTE else SLIGHT):
@@ -76,7 +77,7 @@ def stale_statistics(seen: Seen) -> Iterator[Finding]:
         yield finding(
             level, layer.name,
             f"Its running statistics are not those of the data: {_far(off)}. {costs}",
-            "" if level is Level.NOTE and not _is_open(seen, layer) else measuring(layer),
+            measuring(layer) if matters or _is_open(seen, layer) else "",
             share=layer.share,
             numbers={"offset": off.offset, "ratio": off.ratio, "divergence": off.divergence},
         )  # fmt: skip
