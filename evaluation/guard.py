@@ -5,7 +5,8 @@ adapted under it; the accuracy over the stream, or over the set, is what counts.
 
 - harmless: where nothing shifted, at most 2 points below the network as it was trained;
 - kept: where the world shifted and the stream is a fair sample, at least 80 % of what adaptation
-  gains without the guard, or at most 2 points below it;
+  gains without the guard, or at most 2 points below it, and never more than 2 points below the
+  network as it was trained, as where adaptation harms a fair sample too;
 - both: where it shifted and the classes come in an order, or only some of them, at most 2 points
   below the network as it was trained.
 """
@@ -59,7 +60,8 @@ def is_right(row: Row) -> bool:
     """Whether the guard did well: not below the source, or most of a gain kept."""
     if row["score"] == "kept":
         most = row["source"] + KEPT * (row["unguarded"] - row["source"])
-        return row["guarded"] >= min(most, row["unguarded"] - POINTS)
+        if row["guarded"] < min(most, row["unguarded"] - POINTS):
+            return False
     return row["guarded"] >= row["source"] - POINTS
 
 
