@@ -153,14 +153,18 @@ def test_without_a_gap_it_takes_about_five_passes(count, layers):
     assert examples_called(model, batches) <= 6.5
 
 
+@pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("places", [(3,), (3, 20, 40), range(52)])
-def test_a_deep_network_is_shared_out_within_eight_passes(places):
-    model, batches = Residual(52).eval(), pairs(64)
+@pytest.mark.parametrize("size", [8, 32])
+def test_a_deep_network_is_shared_out_within_eight_passes(places, size, labels):
+    model, batches = Residual(52).eval(), pairs(64, size)
     livella.estimate_population(model, batches, method="single_pass", progress=False).apply()
+    batches = [(x, model(x).argmax(1)) for x, _ in batches]
     damage(model, places)
-    found = inspect(model, batches, target=None)
+    options = {} if labels else {"target": None}
+    found = inspect(model, batches, **options)
     assert sum(layer.share or 0.0 for layer in found.measurements) == pytest.approx(1)
-    assert examples_called(model, batches, target=None) <= 8
+    assert examples_called(model, batches, **options) <= 8
 
 
 # What it looks at

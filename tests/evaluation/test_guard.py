@@ -38,6 +38,9 @@ def test_a_score_is_missed_by_more_than_two_points():
     row = {"source": 0.2, "unguarded": 0.7, "score": "kept"}
     assert is_right({**row, "guarded": 0.61})
     assert not is_right({**row, "guarded": 0.59})
+    harms = {"source": 0.8, "unguarded": 0.5, "score": "kept"}
+    assert not is_right({**harms, "guarded": 0.5})
+    assert is_right({**harms, "guarded": 0.79})
     assert score_of(Case(0, "none", 0, "sorted", 16, 0.9), 10) == "harmless"
     assert score_of(Case(0, "blur", 0.5, "pairs", 16, 0.9), 2) == "kept"
     assert score_of(Case(0, "blur", 0.5, "pairs", 16, 0.9), 10) == "both"

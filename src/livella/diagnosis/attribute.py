@@ -82,14 +82,15 @@ def _of_many(game: Game, names: Layers) -> dict[Layers, Share]:
     size = math.ceil(len(names) / GROUPS)
     groups = [names[k : k + size] for k in range(0, len(names), size)]
     of_groups = as_shares(game.sampled(_orders(groups), game.budget // 3, _are_sure))
-    matter = [group for group in groups if group in of_groups and of_groups[group].of_gap > PART]
+    order = sorted(of_groups, key=lambda group: -of_groups[group].of_gap)
+    matter = sum(share.of_gap > PART for share in of_groups.values())
     found: dict[Layers, Share] = {}
-    for group, share in of_groups.items():
-        inside = {}
-        if group in matter and len(group) > 1:
+    for place, group in enumerate(order):  # the largest first, as long as the budget lasts
+        left, inside = game.budget - game.spent, {}
+        if place < matter and len(group) > 1 and game.cost(len(group)) <= left:
             orders = _orders_within(groups, group)
-            inside = as_shares(game.sampled(orders, 2 * game.budget // 3 // len(matter), _are_sure))
-        found |= _within(group, share, inside)
+            inside = as_shares(game.sampled(orders, left // (matter - place), _are_sure))
+        found |= _within(group, of_groups[group], inside)
     return found
 
 

@@ -10,12 +10,9 @@ import torch
 from livella.diagnosis.measure import GONE, Data, Met, batch_norms, by_itself, output_by
 from livella.diagnosis.records import Gap
 from livella.diagnosis.scores import Judged, Scores, judged
-from livella.model import feeding
 
 ALL = 1024
 """Examples up to which the model is tried on all batches, and on half of them beyond."""
-TOLD = 256
-"""Examples on which it is told how far outputs are apart by chance."""
 
 
 def measured(data: Data, met: Met) -> Gap | None:
@@ -62,11 +59,5 @@ def _chance(data: Data, met: Met) -> float:
 
     So far, labels aside, are those by any statistics of so few examples.
     """
-    merits, examples = [], 0
-    for batch in met.mixed:
-        one, other = (output_by(data, batch, half) for half in met.halves)
-        merits.append(met.judge.merit(one, batch, other))
-        examples += feeding.samples_in(batch)
-        if examples >= TOLD:
-            break
-    return 1 - float(torch.cat(merits).mean())
+    one, other = (output_by(data, met.sample, half) for half in met.halves)
+    return 1 - float(met.judge.merit(one, met.sample, other).mean())

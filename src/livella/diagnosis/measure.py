@@ -19,6 +19,7 @@ from livella.diagnosis.callers import Callers
 from livella.diagnosis.mixture import (
     Mixture,
     UnmixableError,
+    cut,
     halves,
     joined,
     reversed_batch,
@@ -39,6 +40,8 @@ FEW = 8
 """Batches that stand for data which cannot be mixed."""
 REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What models raise at a batch that they cannot take."""
+SAMPLE = 128
+"""Examples of a part that stands for all."""
 LABELLED = 16
 """Examples from which on it can be told whether labels mean anything."""
 GONE = (
@@ -115,6 +118,11 @@ class Met:
         return sorted(self.sizes)[len(self.sizes) // 2]
 
     @property
+    def sample(self) -> Any:
+        """A part of them that stands for all."""
+        return self.mixed[0] if self.whole else cut(self.mixed[0], SAMPLE)[0]
+
+    @property
     def population(self) -> Means:
         """Mean and variance of the population, by layer."""
         return means_of(self.estimates)
@@ -132,13 +140,13 @@ def meet(data: Data, layers: Mapping[str, _NormBase], judge_of: JudgeOf, what: s
         met.estimates, met.halves = of_mixture(data, layers, met.mixed)
     if not met.as_given.keys() <= met.estimates.keys():  # or a mixture goes another way
         _keep_whole(data, layers, met)
-    trusted = output_by(data, met.mixed[0], met.population)
+    trusted = output_by(data, met.sample, met.population)
     if met.judge.guessed and not met.whole and not _mean_something(data, met, trusted):
         met.judge = met.judge.without_labels("tells right from wrong outputs no better than chance")
         met.own = []
     if not met.judge.counted:
-        met.judge.see(trusted, met.mixed[0])
-    met.judge.merit(trusted, met.mixed[0], trusted)  # what is decided by the first is decided now
+        met.judge.see(trusted, met.sample)
+    met.judge.merit(trusted, met.sample, trusted)  # what is decided by the first is decided now
     return met
 
 
@@ -159,7 +167,7 @@ def _mean_something(data: Data, met: Met, trusted: Any) -> bool:
     By the statistics of the data, or by the running ones; and by the former not worse. Class
     numbers that come with an autoencoder's images are no labels of its outputs.
     """
-    batch = met.mixed[0]
+    batch = met.sample
     samples = feeding.samples_in(batch)
     if samples < LABELLED:
         return True

@@ -18,7 +18,7 @@ Layers = tuple[str, ...]
 """One layer, or neighbours that are mended together."""
 Orders = Callable[[], Iterator[tuple[Layers, Sequence[Layers]]]]
 """Draws orders of players without end, each with what is mended before."""
-PASSES = 2.5
+PASSES = 2
 """What attribution may cost in a deep network, in evaluation passes over the data."""
 SHALLOW, WORK = 16, 200
 """Layers up to which a network is none, and a pass costs little: there it may cost as many passes
@@ -27,8 +27,8 @@ POOL = 512
 """Examples that are drawn from, at most."""
 EXAMPLES = (32, 512)
 """On how many examples a subset is tried, at least and at most."""
-WALKED = 24
-"""Examples on which an order is tried; each pair of orders takes others."""
+WALKED = (8, 24)
+"""Examples on which an order is tried, at least and at most; each pair of orders takes others."""
 
 
 class Part(NamedTuple):
@@ -55,14 +55,20 @@ class Game:
     def __init__(self, data: Data, met: Met, names: Sequence[str]) -> None:
         self._data, self._judge, self._population = data, met.judge, met.population
         self._names, self._whole = tuple(names), met.whole
-        self._pool = list(self._strata(met.mixed))
         layers, examples = max(1, len(met.estimates)), sum(met.sizes)
-        passes, enough = PASSES, examples
-        if layers <= SHALLOW:
-            passes, enough = WORK / layers, max(examples, 2 * POOL)
+        shallow = layers <= SHALLOW
+        self._most = min(POOL, examples if shallow else -(-examples // 4))
+        self._walked = WALKED[1] if shallow else min(WALKED[1], max(WALKED[0], examples // 64))
+        passes = WORK / layers if shallow else PASSES
         passes -= 0 if met.judge.counted else 0.75  # the gap takes more without labels
-        self.budget = int(passes * enough) - 3 * min(POOL, examples)
+        self.budget = int(passes * max(examples, 2 * POOL if shallow else 0)) - 3 * self._most
         """Examples that may be tried, each time that one is; those of the pool were, thrice."""
+        self.spent = 0
+        self._pool = list(self._strata(met.mixed))
+
+    def cost(self, players: int) -> int:
+        """What trying an order of so many players and its opposite takes."""
+        return self._walked * (2 * players + 3)
 
     def worth(self, batch: Any, good: Any, mended: Iterable[str]) -> Tensor:
         """The merit of each example with some layers mended, (N,)."""
@@ -106,11 +112,12 @@ class Game:
         """What each player brings, by pair of opposite orders, (pairs,)."""
         found: dict[Layers, list[float]] = {}
         spent = 0
-        for part, (before, order) in zip(self._drawn(WALKED), orders(), strict=False):
+        for part, (before, order) in zip(self._drawn(self._walked), orders(), strict=False):
             for player, value in self._pair(part, before, order).items():
                 found.setdefault(player, []).append(value)
             cost = len(part.weights) * (2 * len(order) + 3)
             spent += cost
+            self.spent += cost
             values = {k: torch.tensor(v, dtype=torch.float64) for k, v in found.items()}
             if spent + cost > budget or enough(values):
                 return values
@@ -146,7 +153,7 @@ class Game:
         changed: list[Any] = []
         others: list[Any] = []
         alike = [each for each in batches if mixture.are_alike(each, batches[0])]
-        for batch in self._some(alike, POOL):
+        for batch in self._some(alike, self._most):
             examples = mixture.cut(batch, 1)
             good = output_by(self._data, batch, self._population)
             lost = self.worth(batch, good, self._population) - self.worth(batch, good, ())
